@@ -1,0 +1,102 @@
+# Commands for people. Everything is made under .venv/ and build/; stamp files tell what is up to date.
+#   make venv        the development environment: an editable install that rebuilds the C code at import
+#   make demo        a primary and its secondaries on this machine, with checks
+#   make test        lint, types and all tests (native-test, unit, fuzz, multiprocess, fault); what this machine lacks is skipped by name (DPDKMEM_REQUIRE=… forbids)
+#   make asan tsan   the tests of tests/c under the sanitizers
+#   make dist-check  sdist -> wheel -> import from a clean environment, of the last commit
+#   make soak bench  minutes of random operations; figures as JSON
+# PYTHON=… chooses the interpreter, PYTEST_ARGS=… narrows the tests.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := test
+
+PYTHON ?= $(shell command -v python3 || echo python3)
+PYTHON := $(PYTHON)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# meson-python, meson and ninja look for each other on PATH.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# How programs are run here: on the farm, see .ci/farm; the first variable turns the hook of the editable install off.
+RUN := MESONPY_EDITABLE_SKIP=$(CURDIR)/build/editable PYTHONPATH=$(CURDIR)/build/farm
+
+.PHONY: venv tools build demo test lint format typecheck native-test unit fuzz multiprocess fault asan tsan dist-check \
+  soak bench clean
+
+venv: .venv/.installed
+
+tools:
+	@.ci/tools $(PYTHON)
+
+.venv/.created: | tools
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# Build requirements first: --no-build-isolation takes them from the environment. Their list is pyproject's.
+.venv/.requirements: pyproject.toml .venv/.created
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(PIP) install -r /dev/stdin
+	touch $@
+
+.venv/.installed: pyproject.toml meson.options .venv/.requirements
+	$(PIP) install --no-build-isolation --config-settings=build-dir=build/editable -e '.[test]'
+	touch $@
+
+# Also after a change of a meson.build: ninja runs meson by itself.
+build: venv
+	$(BIN)/ninja -C build/editable --quiet
+	.ci/farm
+
+demo: build
+	$(RUN) $(BIN)/dpdkmem demo
+
+test: lint typecheck native-test
+	$(RUN) $(BIN)/pytest tests $(PYTEST_ARGS)
+
+unit multiprocess fault fuzz: build
+	$(RUN) $(BIN)/pytest tests/$@ $(PYTEST_ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+typecheck: build
+	MYPYPATH=build/farm $(BIN)/mypy -p dpdkmem
+	MYPYPATH=build/farm $(BIN)/mypy --explicit-package-bases tests
+	MYPYPATH=build/farm $(BIN)/mypy .ci/*.py
+	MYPYPATH=build/farm:benchmarks $(BIN)/mypy --explicit-package-bases benchmarks
+
+# The C library alone, without Python (an interpreter would have to be instrumented too): `$(call native,NAME,OPTIONS)`.
+# b_lundef: the run-time library of a sanitizer is in the program, not in libdpdkmem.so.
+native = $(BIN)/meson setup $(if $(wildcard build/$(1)/build.ninja),--reconfigure) build/$(1) --buildtype=debugoptimized \
+  -Dpython=false -Dnative_tests=true -Db_lundef=false $(2) >build/$(1).log || { cat build/$(1).log; exit 1; }
+comma := ,
+
+native-test: venv
+	$(call native,plain,-Ddm_check=2)
+	$(BIN)/meson test -C build/plain --print-errorlogs
+
+asan: venv
+	$(call native,asan,-Ddm_check=2 -Db_sanitize=address$(comma)undefined)
+	ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(BIN)/meson test -C build/asan --print-errorlogs
+
+# Races between lanes: the shared structures run as several lanes of one process, TSan does not see other processes.
+tsan: venv
+	$(call native,tsan,-Db_sanitize=thread)
+	TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 $(BIN)/meson test -C build/tsan --print-errorlogs
+
+dist-check: venv
+	$(BIN)/python .ci/dist_check.py
+
+soak: build
+	$(RUN) $(BIN)/pytest tests -m soak --timeout=1800 $(PYTEST_ARGS)
+
+bench: build
+	$(RUN) $(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+clean:
+	rm -rf build dist .venv
