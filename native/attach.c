@@ -1,0 +1,304 @@
+/* attach.c - dm_attach() and dm_detach(): a secondary's attachment from the outside.
+ *
+ * Owns: the list of this process's attachments, and what fork(2) does to them.
+ * Rules: a child of fork() finds the window and the control segment unmapped (MADV_DONTFORK), its copies of our
+ * descriptors closed, and every call answering -ECHILD; the parent notices nothing. One attachment per primary and
+ * process: two could not both have the window.
+ * The list is the only global of the library: fork handlers get no argument (pthread_atfork(3)). */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "follower.h"
+
+enum { DEFAULT_TIMEOUT_MS = 5000, MAX_ATTACHMENTS = 16 };
+
+static struct {
+	pthread_mutex_t mutex;
+	pthread_once_t once;
+	struct dm_memory *all[MAX_ATTACHMENTS];
+} attachments = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+
+static void before_fork(void)
+{
+	pthread_mutex_lock(&attachments.mutex);
+}
+
+static void after_fork_in_parent(void)
+{
+	pthread_mutex_unlock(&attachments.mutex);
+}
+
+static void after_fork_in_child(void)
+{
+	for (int i = 0; i < MAX_ATTACHMENTS; i++) {
+		struct dm_memory *m = attachments.all[i];
+
+		if (!m)
+			continue;
+		atomic_store(&m->state, -ECHILD);
+		close(m->follower->app_fd); /* else the primary would not see the parent's end */
+		m->follower->app_fd = -1;
+		attachments.all[i] = NULL;
+	}
+	pthread_mutex_unlock(&attachments.mutex);
+}
+
+static void install_fork_handlers(void)
+{
+	pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+static int remember(struct dm_memory *m)
+{
+	int err = -EUSERS;
+
+	pthread_once(&attachments.once, install_fork_handlers);
+	pthread_mutex_lock(&attachments.mutex);
+	for (int i = 0; i < MAX_ATTACHMENTS && err; i++)
+		if (!attachments.all[i]) {
+			attachments.all[i] = m;
+			err = 0;
+		}
+	pthread_mutex_unlock(&attachments.mutex);
+	return err;
+}
+
+static int attached_already(const char *path)
+{
+	int err = 0;
+
+	pthread_mutex_lock(&attachments.mutex);
+	for (int i = 0; i < MAX_ATTACHMENTS; i++)
+		if (attachments.all[i] && !strcmp(attachments.all[i]->follower->socket_path, path))
+			err = -EALREADY;
+	pthread_mutex_unlock(&attachments.mutex);
+	return err;
+}
+
+static void forget(const struct dm_memory *m)
+{
+	pthread_mutex_lock(&attachments.mutex);
+	for (int i = 0; i < MAX_ATTACHMENTS; i++)
+		if (attachments.all[i] == m)
+			attachments.all[i] = NULL;
+	pthread_mutex_unlock(&attachments.mutex);
+}
+
+static int fill_address(const char *path, struct sockaddr_un *address, socklen_t *bytes)
+{
+	size_t n = strlen(path);
+
+	if (n == 0 || n >= sizeof(address->sun_path))
+		return -ENAMETOOLONG;
+	memset(address, 0, sizeof(*address));
+	address->sun_family = AF_UNIX;
+	memcpy(address->sun_path, path, n);
+	*bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n + (path[0] != '@'));
+	if (path[0] == '@')
+		address->sun_path[0] = 0;
+	return 0;
+}
+
+static int connect_to(const char *path, int *out, char *error, size_t error_bytes)
+{
+	struct sockaddr_un address;
+	socklen_t bytes;
+	int err = fill_address(path, &address, &bytes), fd;
+
+	if (err) {
+		snprintf(error, error_bytes, "session socket path \"%s\" is empty or longer than 107 bytes", path);
+		return err;
+	}
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0) {
+		err = -errno;
+		snprintf(error, error_bytes, "cannot make a socket: %s", strerror(-err));
+		return err;
+	}
+	if (connect(fd, (struct sockaddr *)&address, bytes)) {
+		err = -errno;
+		snprintf(error, error_bytes, "no primary answers at %s: %s", path, strerror(-err));
+		close(fd);
+		return err;
+	}
+	*out = fd;
+	return 0;
+}
+
+/* The last reference is gone: no thread's robust list runs through the control segment any more. */
+static void release(struct dm_memory *m)
+{
+	pthread_key_delete(m->thread_key);
+	if (m->ctl)
+		dm_control_unmap(m->ctl, m->ctl_bytes);
+	free(m);
+}
+
+/* What goes over the wire is printable UTF-8: other bytes become '?', and a character that was cut in two is dropped. */
+static void set_name(struct dm_follower *f, const char *name)
+{
+	size_t n, cut;
+
+	snprintf(f->name, sizeof(f->name), "%s", name && *name ? name : program_invocation_short_name);
+	n = strlen(f->name);
+	for (size_t i = 0; i < n; i++)
+		if ((unsigned char)f->name[i] < 0x20 || f->name[i] == 0x7f)
+			f->name[i] = '?';
+	if (n < sizeof(f->name) - 1)
+		return;
+	for (cut = n; cut > 0 && ((unsigned char)f->name[cut - 1] & 0xc0) == 0x80; cut--)
+		;
+	if (cut > 0 && (unsigned char)f->name[cut - 1] >= 0xc0)
+		memset(f->name + cut - 1, 0, n - cut + 1);
+}
+
+static struct dm_memory *memory_new(const struct dm_attach_options *options)
+{
+	struct dm_memory *m = calloc(1, sizeof(*m));
+	struct dm_follower *f = calloc(1, sizeof(*f));
+
+	if (!m || !f || dm_threads_open(m))
+		goto free_both;
+	if (dm_readers_create(m))
+		goto delete_key;
+	m->follower = f;
+	m->grow = dm_follower_grow;
+	m->ring = dm_follower_ring;
+	m->ctx = f;
+	m->release = release;
+	atomic_store(&m->n_references, 1);
+	f->m = m;
+	f->flags = options->flags;
+	f->timeout_ms = options->timeout_ms ? options->timeout_ms : DEFAULT_TIMEOUT_MS;
+	f->map_address = options->map_address;
+	f->app_fd = f->sock = f->control_fd = f->ack_fd = f->uffd = -1;
+	for (int i = 0; i < DM_MAX_LISTS; i++)
+		f->list_fds[i] = -1;
+	pthread_mutex_init(&f->start_mutex, NULL);
+	pthread_cond_init(&f->start_cond, NULL);
+	set_name(f, options->name);
+	snprintf(f->socket_path, sizeof(f->socket_path), "%s", options->socket_path);
+	return m;
+delete_key:
+	pthread_key_delete(m->thread_key);
+free_both:
+	free(m);
+	free(f);
+	return NULL;
+}
+
+static void follower_free(struct dm_follower *f)
+{
+	if (f->app_fd >= 0)
+		close(f->app_fd);
+	pthread_mutex_destroy(&f->start_mutex);
+	pthread_cond_destroy(&f->start_cond);
+	free(f);
+}
+
+static int connect_and_start(struct dm_memory *m, const char *path, char *error, size_t error_bytes)
+{
+	struct dm_follower *f = m->follower;
+	struct stat st;
+	int err = connect_to(path, &f->app_fd, error, error_bytes);
+
+	if (err)
+		return err;
+	if (!fstat(f->app_fd, &st))
+		f->app_inode = st.st_ino;
+	err = dm_follower_start(f);
+	if (err)
+		snprintf(error, error_bytes, "%s", f->error);
+	return err;
+}
+
+int dm_attach(const struct dm_attach_options *options, struct dm_memory **out, char *error, size_t error_bytes)
+{
+	struct dm_memory *m;
+	int err;
+
+	if (!options || !options->socket_path) {
+		snprintf(error, error_bytes, "dm_attach() needs the path of a session socket");
+		return -EINVAL;
+	}
+	m = memory_new(options);
+	if (!m) {
+		snprintf(error, error_bytes, "no memory, or no thread key (PTHREAD_KEYS_MAX), is left for an attachment");
+		return -ENOMEM;
+	}
+	err = attached_already(options->socket_path);
+	if (err)
+		snprintf(error, error_bytes, "this process is attached to %s already", options->socket_path);
+	else
+		err = connect_and_start(m, options->socket_path, error, error_bytes);
+	if (err)
+		goto drop;
+	err = remember(m);
+	if (err) {
+		snprintf(error, error_bytes, "this process has %d attachments already", MAX_ATTACHMENTS);
+		dm_detach(m);
+		return err;
+	}
+	*out = m;
+	return 0;
+drop:
+	dm_readers_destroy(m);
+	follower_free(m->follower);
+	m->follower = NULL;
+	dm_memory_put(m);
+	return err;
+}
+
+static void say_goodbye(struct dm_follower *f)
+{
+	struct dm_wire_header bye = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_BYE, .bytes = sizeof(bye)};
+
+	if (f->app_fd < 0)
+		return;
+	dm_packet_send(f->app_fd, &bye, sizeof(bye));
+	shutdown(f->app_fd, SHUT_RD); /* the follower reads the end of file and looks at stop */
+}
+
+int dm_detach(struct dm_memory *m)
+{
+	struct dm_follower *f;
+
+	if (!m)
+		return 0;
+	f = m->follower;
+	forget(m);
+	dm_readers_destroy(m);
+	if (atomic_load(&m->state) == -ECHILD) { /* nothing of it is mapped here, and no thread came along */
+		follower_free(f);
+		return 0; /* m itself stays: the parent's threads' parts point to it, and memory of a child is short-lived */
+	}
+	atomic_store(&m->state, -ESHUTDOWN);
+	dm_thread_leave(m);
+	atomic_store(&f->stop, true);
+	say_goodbye(f);
+	pthread_join(f->thread, NULL);
+	follower_free(f);
+	m->follower = NULL;
+	dm_memory_put(m);
+	return 0;
+}
+
+int dm_attachment_state(struct dm_memory *m, char *text, size_t text_bytes)
+{
+	int state = atomic_load(&m->state);
+
+	snprintf(text, text_bytes, "%s", state == 0 ? "attached" : state == -ECHILD ? "forked child of an attached process" :
+		 m->follower && m->follower->error[0] ? m->follower->error : strerror(-state));
+	return state;
+}
+
+uint32_t dm_owner_id(const struct dm_memory *m)
+{
+	return m->owner_id;
+}

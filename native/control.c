@@ -1,0 +1,229 @@
+/* control.c - makes, maps and checks the control segment.
+ *
+ * Owns: the order and alignment of its tables (types.h owns their elements), its seals, and how it is mapped.
+ * Rules: the memfd is sealed against shrinking and growing before anybody else sees it, so no peer can turn an access
+ * into SIGBUS by truncating it. It is mapped PROT_NONE first and opened by mprotect(2): under mlockall(MCL_FUTURE) a
+ * mapping that starts readable would be populated at once, all of its sparse gigabytes (measured, Linux 6.18).
+ * Sources: memfd_create(2), fcntl(2) F_ADD_SEALS, mlockall(2).
+ * Leaves out: any reading of the tables' contents. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "memory.h"
+
+enum { TABLE_ALIGN = 4096 }; /* bytes: a table starts on a page of its own, so that an unused one costs nothing */
+
+static uint64_t take(uint64_t *cursor, uint64_t n, uint64_t element_bytes)
+{
+	uint64_t at = *cursor;
+
+	*cursor += (n * element_bytes + TABLE_ALIGN - 1) & ~(uint64_t)(TABLE_ALIGN - 1);
+	return at;
+}
+
+/* Fills every offset of the header from the numbers in it. */
+static void lay_out(struct dm_control *c)
+{
+	uint64_t at = TABLE_ALIGN;
+
+	c->lists_offset = take(&at, DM_MAX_LISTS, sizeof(struct dm_list));
+	c->heaps_offset = take(&at, DM_MAX_HEAPS, sizeof(struct dm_heap));
+	c->lanes_offset = take(&at, DM_MAX_LANES, sizeof(struct dm_lane));
+	c->owners_offset = take(&at, DM_MAX_OWNERS, sizeof(struct dm_owner));
+	c->tags_offset = take(&at, DM_MAX_TAGS, sizeof(struct dm_tag));
+	c->rounds_offset = take(&at, DM_MAX_ROUNDS, sizeof(struct dm_round));
+	c->events_offset = take(&at, DM_EVENT_LOG_SLOTS, sizeof(struct dm_event));
+	c->pins_offset = take(&at, DM_MAX_PINS, sizeof(struct dm_pin));
+	c->zones_offset = take(&at, DM_MAX_ZONES, sizeof(struct dm_zone));
+	c->buckets_offset = take(&at, DM_ZONE_BUCKETS, sizeof(uint32_t));
+	c->memsegs_offset = take(&at, c->n_memsegs, sizeof(struct dm_memseg));
+	c->heads_offset = take(&at, c->n_heap_pages, sizeof(uint64_t));
+	c->free_bits_offset = take(&at, c->n_heap_pages / 64, sizeof(uint64_t));
+	c->groups_offset = take(&at, c->n_groups, sizeof(uint16_t));
+	c->slabs_offset = take(&at, c->n_heap_pages / DM_SLAB_PAGES, sizeof(struct dm_slab));
+	c->cells_offset = take(&at, c->n_heap_pages * (DM_HEAP_PAGE_BYTES / DM_CELL_BYTES), sizeof(uint32_t));
+	c->total_bytes = at;
+}
+
+static bool spec_is_valid(const struct dm_control_spec *spec)
+{
+	if (spec->n_lists > DM_MAX_LISTS || spec->n_heaps > DM_MAX_HEAPS || spec->base_vaddr % (1u << 30))
+		return false;
+	for (uint32_t i = 0; i < spec->n_lists; i++) {
+		const struct dm_list_spec *l = &spec->lists[i];
+
+		if (!l->page_bytes || l->page_bytes & (l->page_bytes - 1) || l->page_bytes % DM_HEAP_PAGE_BYTES ||
+		    !l->window_bytes || l->window_bytes % l->page_bytes || l->window_bytes % (1u << 30) ||
+		    l->heap_idx >= spec->n_heaps)
+			return false;
+	}
+	return true;
+}
+
+/* The header as it will stand, but for what is found out after mapping. */
+static void fill_header(struct dm_control *c, const struct dm_control_spec *spec)
+{
+	memset(c, 0, sizeof(*c));
+	c->layout_version = DM_LAYOUT_VERSION;
+	c->header_bytes = sizeof(*c);
+	c->primary_pid = (int32_t)spec->primary_pid;
+	c->primary_state = 1;
+	c->base_vaddr = spec->base_vaddr;
+	c->iova_mode = spec->iova_mode;
+	c->flags = spec->flags;
+	c->n_lists = spec->n_lists;
+	c->n_heaps = spec->n_heaps;
+	snprintf(c->prefix, sizeof(c->prefix), "%s", spec->prefix);
+	for (uint32_t i = 0; i < spec->n_lists; i++) {
+		c->window_bytes += spec->lists[i].window_bytes;
+		c->n_memsegs += spec->lists[i].window_bytes / spec->lists[i].page_bytes;
+	}
+	c->n_heap_pages = c->window_bytes / DM_HEAP_PAGE_BYTES;
+	c->n_groups = c->n_heap_pages / DM_GROUP_PAGES;
+	lay_out(c);
+}
+
+static void fill_lists(struct dm_control *c, const struct dm_control_spec *spec)
+{
+	uint64_t vaddr = c->base_vaddr, first_memseg = 0;
+
+	for (uint32_t i = 0; i < spec->n_lists; i++) {
+		const struct dm_list_spec *from = &spec->lists[i];
+		struct dm_list *l = dm_list_at(c, i);
+		struct dm_heap *h = dm_heap_at(c, from->heap_idx);
+
+		l->base_vaddr = vaddr;
+		l->window_bytes = from->window_bytes;
+		l->page_bytes = from->page_bytes;
+		l->n_segments = from->window_bytes / from->page_bytes;
+		l->limit_segments = from->limit_bytes / from->page_bytes;
+		l->first_memseg = first_memseg;
+		l->first_heap_page = (vaddr - c->base_vaddr) / DM_HEAP_PAGE_BYTES;
+		l->first_group = l->first_heap_page / DM_GROUP_PAGES;
+		l->kernel_page_bytes = from->kernel_page_bytes;
+		l->numa_node = from->numa_node;
+		l->supply = from->supply;
+		l->form = from->form;
+		l->heap_idx = from->heap_idx;
+		l->state = 1;
+		h->lists[h->n_lists++] = i;
+		vaddr += l->window_bytes;
+		first_memseg += l->n_segments;
+	}
+}
+
+static void fill_heaps(struct dm_control *c, const struct dm_control_spec *spec)
+{
+	for (uint32_t i = 0; i < spec->n_heaps; i++) {
+		struct dm_heap *h = dm_heap_at(c, i);
+
+		h->state = 1;
+		h->numa_node = spec->heap_nodes[i];
+		snprintf(h->name, sizeof(h->name), "socket_%d", spec->heap_nodes[i]); /* DPDK's name of it */
+	}
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int make_sealed_memfd(const struct dm_control *header, int *memfd)
+{
+	char name[128];
+	int err, fd;
+
+	snprintf(name, sizeof(name), "dpdkmem-control:%s", header->prefix);
+	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return -errno;
+	if (fchmod(fd, 0600) || ftruncate(fd, (off_t)header->total_bytes) ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
+		err = -errno;
+		close(fd);
+		return err;
+	}
+	*memfd = fd;
+	return 0;
+}
+
+int dm_control_create(const struct dm_control_spec *spec, int *memfd, struct dm_control **out)
+{
+	struct dm_control header, *c;
+	int fd = -1, err;
+
+	if (!spec_is_valid(spec))
+		return -EINVAL;
+	fill_header(&header, spec);
+	err = make_sealed_memfd(&header, &fd);
+	if (err)
+		return err;
+	err = dm_control_map(fd, header.total_bytes, false, &c);
+	if (err)
+		goto close_fd;
+	if (getrandom(header.instance_id, sizeof(header.instance_id), 0) != (ssize_t)sizeof(header.instance_id)) {
+		err = -EIO;
+		goto unmap;
+	}
+	header.started_ns = now_ns();
+	*c = header;
+	fill_heaps(c, spec);
+	fill_lists(c, spec);
+	c->magic = DM_MAGIC;
+	*memfd = fd;
+	*out = c;
+	return 0;
+unmap:
+	dm_control_unmap(c, header.total_bytes);
+close_fd:
+	close(fd);
+	return err;
+}
+
+int dm_control_map(int fd, uint64_t bytes, bool read_only, struct dm_control **out)
+{
+	void *at = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	int err;
+
+	if (at == MAP_FAILED)
+		return -errno;
+	/* A forked child must not take locks under its parent's lanes: it finds nothing here, and is told so in words. */
+	if (madvise(at, bytes, MADV_DONTFORK) || madvise(at, bytes, MADV_DONTDUMP) ||
+	    mprotect(at, bytes, read_only ? PROT_READ : PROT_READ | PROT_WRITE)) {
+		err = -errno;
+		munmap(at, bytes);
+		return err;
+	}
+	*out = at;
+	return 0;
+}
+
+void dm_control_unmap(struct dm_control *c, uint64_t bytes)
+{
+	munmap(c, bytes);
+}
+
+int dm_control_check(const struct dm_control *c, uint64_t bytes)
+{
+	struct dm_control expected;
+
+	if (bytes < sizeof(*c) || c->magic != DM_MAGIC || c->layout_version != DM_LAYOUT_VERSION ||
+	    c->header_bytes != sizeof(*c) || c->total_bytes != bytes || c->n_lists > DM_MAX_LISTS || c->n_heaps > DM_MAX_HEAPS)
+		return -EPROTO;
+	/* The offsets follow from the numbers: recomputing them is the check. */
+	expected = *c;
+	lay_out(&expected);
+	return memcmp(&expected.lists_offset, &c->lists_offset,
+		      offsetof(struct dm_control, cells_offset) + sizeof(c->cells_offset) -
+			      offsetof(struct dm_control, lists_offset)) || expected.total_bytes != bytes ? -EPROTO : 0;
+}

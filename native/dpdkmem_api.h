@@ -1,0 +1,181 @@
+/* dpdkmem_api.h - the public C API, as plain declarations: cffi reads this file as it stands, C programs include
+ * dpdkmem.h. Functions return 0 or -errno unless they say otherwise; dm_error_text() tells the cause of the calling
+ * thread's last failure in words. Sizes are bytes, times nanoseconds of CLOCK_REALTIME unless named otherwise.
+ * Threads: every function may be called from any thread; each thread takes a lane of its own at its first lock. */
+
+enum {
+	DM_NUMA_ANY = -1,
+	DM_ALLOC_ZERO = 1,          /* the block is all zero */
+	DM_ALLOC_PRIVATE = 2,       /* reclaimed when the owner dies, instead of kept as orphaned */
+	DM_ALLOC_NO_GROW = 4,       /* only from memory that is there */
+	DM_ALLOC_IOVA_CONTIG = 8,
+	DM_ZONE_IOVA_CONTIG = 0x00100000, /* as RTE_MEMZONE_IOVA_CONTIG */
+	DM_ZONE_SIZE_HINT_ONLY = 4,
+	DM_ZONE_2MB = 1,
+	DM_ZONE_1GB = 2
+};
+
+const char *dm_version(void);
+
+/* The memory as one process sees it: the control segment, the window, its threads' lanes. */
+struct dm_memory;
+
+struct dm_attach_options {
+	const char *socket_path;    /* of session.sock; leading '@' means abstract */
+	const char *name;           /* what ops see; at most 31 bytes; NULL: the program's name */
+	uint32_t timeout_ms;        /* for the whole handshake; 0: 5000 */
+	uint32_t flags;             /* DM_ATTACH_ */
+	uint64_t map_address;       /* 0: where the primary says; else must equal it (a check, not a wish) */
+};
+enum { DM_ATTACH_NO_GUARD = 1 /* do without userfaultfd: map present ranges only, by rounds */ };
+
+/* Attaches this process to the primary behind the socket. error (error_bytes long) gets the cause and the cure.
+ * -ENOENT no primary, -ECONNREFUSED it is gone, -EADDRNOTAVAIL something lies in the window, -EPROTO, -EACCES refused,
+ * -ETIMEDOUT, -EALREADY this process is attached to that primary already, or an errno of the system call named. */
+int dm_attach(const struct dm_attach_options *options, struct dm_memory **out, char *error, size_t error_bytes);
+/* Unmaps everything, gives back the lanes, says goodbye. Blocks of this session become orphaned. NULL is fine. */
+int dm_detach(struct dm_memory *m);
+/* 0 attached; -EPIPE the primary is gone (what is mapped still works); -ESTALE evicted; -ECHILD after fork(). */
+int dm_attachment_state(struct dm_memory *m, char *text, size_t text_bytes);
+const char *dm_error_text(struct dm_memory *m);
+uint32_t dm_owner_id(const struct dm_memory *m);
+
+/* ---- heap ---- */
+struct dm_alloc_spec {
+	uint64_t bytes;             /* > 0 */
+	uint64_t align;             /* power of two, 0: 64 */
+	int32_t numa_node;          /* DM_NUMA_ANY: the caller's first, then the others */
+	uint32_t tag_id;            /* from dm_tag(), 0 none */
+	uint32_t flags;             /* DM_ALLOC_ */
+	uint32_t heap_idx_plus1;    /* 0: by numa_node */
+	uint64_t page_bytes;        /* 0: any page size */
+};
+int dm_alloc(struct dm_memory *m, const struct dm_alloc_spec *spec, void **out);
+void *dm_malloc(struct dm_memory *m, size_t bytes, size_t align);
+void *dm_zmalloc(struct dm_memory *m, size_t bytes, size_t align);
+void *dm_calloc(struct dm_memory *m, size_t n, size_t bytes, size_t align);
+/* NULL: malloc. Stays in place where it can; on failure the old block stays as it was. bytes 0: frees, NULL. */
+void *dm_realloc(struct dm_memory *m, void *block, size_t bytes, size_t align);
+/* -EINVAL: not the start of a live block (freed before, or never one); nothing changes. NULL is fine. */
+int dm_free(struct dm_memory *m, void *block);
+/* The id of a tag by name (at most 27 bytes), made at the first call. -ENOSPC: too many. */
+int dm_tag(struct dm_memory *m, const char *name, uint32_t *tag_id);
+
+struct dm_block_info {
+	uint64_t vaddr;             /* start */
+	uint64_t bytes;             /* usable */
+	uint32_t owner_id, tag_id;
+	uint32_t list_idx, heap_idx;
+	uint32_t is_private, is_zone;
+};
+/* The block that covers addr. -ENOENT: none. */
+int dm_block_lookup(struct dm_memory *m, const void *addr, struct dm_block_info *out);
+
+/* All live blocks in address order. Start with a zeroed cursor; -ENOENT at the end. Takes no lock: what others allocate
+ * or free meanwhile may be missed or seen; what stays is seen once. */
+struct dm_block_cursor {
+	uint32_t list_idx, block;
+	uint64_t page;
+};
+int dm_block_next(struct dm_memory *m, struct dm_block_cursor *cursor, struct dm_block_info *out);
+
+/* Sums over all live blocks in one such walk. id: owner id, tag id, or the power of two (6: 64 bytes) that holds the
+ * block. Fills at most n_max rows, ascending by id; returns how many there are. */
+enum { DM_USAGE_BY_OWNER = 0, DM_USAGE_BY_TAG = 1, DM_USAGE_BY_SIZE = 2 };
+struct dm_usage_row {
+	uint64_t n_blocks, bytes;
+	uint32_t id, reserved;
+};
+int dm_usage(struct dm_memory *m, uint32_t by, struct dm_usage_row *rows, uint32_t n_max);
+
+struct dm_heap_stats {
+	char name[32];
+	int32_t numa_node;
+	uint32_t heap_idx;
+	uint64_t total_bytes, free_bytes, block_bytes, greatest_free_bytes;
+	uint64_t n_blocks, n_small_blocks, n_slabs, n_mallocs, n_frees, n_rebuilds, n_takeovers;
+};
+/* Statistics of heap heap_idx; -ENOENT: no such heap. Takes no lock: figures of one moment only where nobody allocates. */
+int dm_heap_stats(struct dm_memory *m, uint32_t heap_idx, struct dm_heap_stats *out);
+
+/* ---- memzones ---- */
+struct dm_memzone_spec {
+	const char *name;           /* at most 31 bytes, not empty */
+	uint64_t bytes;             /* 0: the biggest free block that is there already */
+	uint64_t align;             /* power of two, 0: 64 */
+	uint64_t bound;             /* 0, or a power of two that the zone does not cross */
+	int32_t numa_node;
+	uint32_t flags;             /* DM_ZONE_ */
+	uint32_t tag_id;
+	uint32_t reserved;
+};
+struct dm_memzone {
+	char name[32];
+	uint64_t vaddr, bytes, iova, page_bytes;
+	int32_t numa_node;
+	uint32_t flags, owner_id, list_idx;
+	uint32_t zone_idx, generation;
+	uint64_t reserved_ns;
+};
+/* -EEXIST, -ENAMETOOLONG, -EINVAL, -ENOSPC table full, -ENOMEM. */
+int dm_memzone_reserve(struct dm_memory *m, const struct dm_memzone_spec *spec, struct dm_memzone *out);
+int dm_memzone_lookup(struct dm_memory *m, const char *name, struct dm_memzone *out); /* -ENOENT */
+/* -ENOENT: that reservation is gone (the generation tells it from a later one of the same name). */
+int dm_memzone_free(struct dm_memory *m, uint32_t zone_idx, uint32_t generation);
+/* The first live zone at or after *zone_idx; *zone_idx becomes the next start. -ENOENT at the end. */
+int dm_memzone_next(struct dm_memory *m, uint32_t *zone_idx, struct dm_memzone *out);
+
+/* ---- the map ---- */
+struct dm_list_info {
+	uint64_t base_vaddr, window_bytes, page_bytes, n_segments, n_present, limit_segments, version, n_free_pages;
+	int32_t numa_node;
+	uint32_t supply, form, heap_idx, kernel_page_bytes;
+};
+struct dm_memseg_info {
+	uint64_t vaddr, bytes, iova, page_bytes;
+	uint32_t state, n_pins, is_minimum, list_idx;
+	uint64_t seg_idx;
+	int32_t numa_node;
+};
+struct dm_run {
+	uint64_t first_seg, n_segs;
+	uint32_t list_idx, reserved;
+};
+int dm_list_count(const struct dm_memory *m);
+int dm_list_get(const struct dm_memory *m, uint32_t list_idx, struct dm_list_info *out);
+int dm_memseg_get(const struct dm_memory *m, uint32_t list_idx, uint64_t seg_idx, struct dm_memseg_info *out);
+/* The memseg that covers addr; -ENOENT outside the lists or not present. O(1) in segments. */
+int dm_virt2memseg(const struct dm_memory *m, const void *addr, struct dm_memseg_info *out);
+uint64_t dm_virt2iova(const struct dm_memory *m, const void *addr); /* UINT64_MAX: unknown */
+/* All runs of PRESENT memsegs as of one moment: fills at most n_max, returns the number that there are (may be more),
+ * and the map version and event sequence number that they belong to. -EAGAIN: the primary died in mid-change. */
+int64_t dm_map_runs(const struct dm_memory *m, struct dm_run *runs, uint64_t n_max, uint64_t *version, uint64_t *event_seq);
+
+/* ---- memory events ---- */
+enum { DM_MEM_EVENT_ALLOC = 0, DM_MEM_EVENT_FREE = 1, DM_MEM_EVENT_RESYNC = 2 };
+struct dm_mem_event {
+	uint64_t seq;               /* one more each; replayed ones carry the number of the moment of registration */
+	uint64_t time_ns, vaddr, bytes;
+	uint32_t type, list_idx;
+	uint64_t first_seg, n_segs;
+};
+/* Called on a thread of the library's, in order; allocation and every other call is allowed inside. Memory that is
+ * there at registration is replayed as ALLOC first. FREE is called before the memory is unmapped here and given back.
+ * -EINVAL, -ENAMETOOLONG (name 64 bytes or more), -EEXIST same (name, arg), -ENOMEM. */
+typedef void (*dm_mem_event_callback)(const struct dm_mem_event *event, void *arg);
+int dm_mem_event_callback_register(struct dm_memory *m, const char *name, dm_mem_event_callback callback, void *arg);
+int dm_mem_event_callback_unregister(struct dm_memory *m, const char *name, void *arg); /* -ENOENT */
+
+/* The same without a thread of ours: a reader that the program polls. While it is open, FREE waits for it: memory goes
+ * once dm_event_reader_next() is called again after it returned the FREE. */
+struct dm_event_reader;
+int dm_event_reader_open(struct dm_memory *m, struct dm_event_reader **out);
+/* 1: *out filled. 0: timeout_ms passed. -errno: ended (-EPIPE, -ECANCELED by dm_event_reader_cancel). */
+int dm_event_reader_next(struct dm_event_reader *r, struct dm_mem_event *out, int timeout_ms);
+void dm_event_reader_cancel(struct dm_event_reader *r);
+void dm_event_reader_close(struct dm_event_reader *r);
+
+/* ---- pins ---- */
+/* Keeps [vaddr, vaddr + bytes) from being given back while a device or kernel socket can reach it. */
+int dm_pin(struct dm_memory *m, const void *vaddr, uint64_t bytes, uint32_t kind, const char *reason, uint32_t *pin_id);
+int dm_unpin(struct dm_memory *m, uint32_t pin_id);

@@ -1,0 +1,345 @@
+/* follower.c - the follower's thread: its life, what it does with each message, and the requests it answers.
+ *
+ * Owns: the thread and its descriptor table (follower.h says why it has one), the table of requests.
+ * Rules: the thread blocks all signals, runs no code of the program, and never takes a lock that the program can hold
+ * while it waits for the follower: so a Python program that keeps the GIL busy delays no acknowledgement.
+ * Who cleans up: the thread itself dismantles what it holds when the attachment ends; the process's death does the rest.
+ * Source: unshare(2) CLONE_FILES; close_range(2), Linux 5.9. */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "follower.h"
+#include "futex.h"
+
+enum {
+	POLL_MS = 500,            /* how late the thread notices a stop whose socket somebody else closed */
+	POLL_WAITING_MS = 1,      /* while a FREE is being read: how late the memory goes */
+	GROW_TIMEOUT_MS = 30000,  /* a primary that does not answer for so long is stopped */
+	WAIT_CHUNK_MS = 100,
+	REQUEST_FREE = 0, REQUEST_WAITING = 1, REQUEST_ANSWERED = 2, REQUEST_TAKEN = 3,
+};
+
+static void take_own_table(struct dm_follower *f)
+{
+	f->own_table = !unshare(CLONE_FILES);
+	f->sock = f->app_fd;
+	if (!f->own_table) /* not allowed: shared with the program, which then must not close what is not its own */
+		return;
+	syscall(SYS_close_range, 0u, (unsigned int)f->sock - 1, 0u);
+	syscall(SYS_close_range, (unsigned int)f->sock + 1, ~0u, 0u);
+}
+
+static void report_start(struct dm_follower *f, int status)
+{
+	pthread_mutex_lock(&f->start_mutex);
+	f->started = true;
+	f->start_status = status;
+	pthread_cond_signal(&f->start_cond);
+	pthread_mutex_unlock(&f->start_mutex);
+}
+
+static void answer(struct dm_request *r, int status, const char *text)
+{
+	r->status = status;
+	snprintf(r->text, sizeof(r->text), "%s", text);
+	atomic_store_explicit(&r->state, REQUEST_ANSWERED, memory_order_release); /* pairs with wait_for_answer */
+	dm_futex_wake(&r->state, 1);
+}
+
+static void handle_done(struct dm_follower *f, const struct dm_wire_text *done)
+{
+	for (int i = 0; i < DM_MAX_REQUESTS; i++) {
+		struct dm_request *r = &f->requests[i];
+
+		if (atomic_load_explicit(&r->state, memory_order_acquire) == REQUEST_WAITING && r->id == done->h.request_id)
+			answer(r, -done->status, done->text);
+	}
+}
+
+/* The attachment is over: state says why, and nobody waits any longer. */
+static void end(struct dm_follower *f, int state, const char *text)
+{
+	int expected = 0;
+
+	snprintf(f->error, sizeof(f->error), "%s", text);
+	atomic_compare_exchange_strong(&f->m->state, &expected, state);
+	for (int i = 0; i < DM_MAX_REQUESTS; i++)
+		if (atomic_load_explicit(&f->requests[i].state, memory_order_acquire) == REQUEST_WAITING)
+			answer(&f->requests[i], -EPIPE, text);
+	dm_futex_wake(&f->m->ctl->event_signal, INT32_MAX);
+}
+
+static int end_state(int32_t code)
+{
+	return code == DM_END_SHUTDOWN ? -EPIPE : -ESTALE;
+}
+
+/* false: the attachment is over. */
+static bool handle(struct dm_follower *f, struct dm_packet *p)
+{
+	char text[DM_ERROR_BYTES];
+
+	switch (p->header.type) {
+	case DM_WIRE_ROUND:
+		dm_handle_round(f, p);
+		return true;
+	case DM_WIRE_DONE:
+		handle_done(f, &p->text);
+		return true;
+	case DM_WIRE_END:
+		end(f, end_state(p->text.status), p->text.text);
+		return false;
+	default:
+		snprintf(text, sizeof(text), "the primary sent message type %u to a member", p->header.type);
+		end(f, -ESTALE, text);
+		return false;
+	}
+}
+
+static void follow(struct dm_follower *f)
+{
+	struct dm_packet p;
+	bool going = true;
+
+	while (going && !atomic_load(&f->stop)) {
+		int rc = dm_packet_receive(f->sock, &p, f->waiting ? POLL_WAITING_MS : POLL_MS, f->error, sizeof(f->error));
+
+		dm_release_waiting(f);
+		if (rc == 0)
+			continue;
+		if (rc < 0) {
+			end(f, rc == -EPIPE ? -EPIPE : -ESTALE, rc == -EPIPE ? "the primary has ended" : f->error);
+			return;
+		}
+		going = handle(f, &p);
+		dm_packet_close(&p);
+	}
+}
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+/* With a table of its own the descriptors go with the thread; the guard must outlast the window, so they stay open as
+ * long as the thread lives. */
+static void close_own(struct dm_follower *f)
+{
+	close_fd(&f->control_fd);
+	close_fd(&f->ack_fd);
+	close_fd(&f->uffd);
+	for (int i = 0; i < DM_MAX_LISTS; i++)
+		close_fd(&f->list_fds[i]);
+	if (f->own_table)
+		close_fd(&f->sock);
+}
+
+/* The control segment stays mapped: threads' robust lists point into it until dm_memory_put(). */
+void dm_follower_dismantle(struct dm_follower *f)
+{
+	if (f->window_bytes)
+		dm_window_release(f->base_vaddr, f->window_bytes);
+	f->window_bytes = 0;
+	close_own(f);
+}
+
+/* A primary that is gone leaves the memory usable: the guard and the list files stay until the program detaches. */
+static void stay_until_detached(struct dm_follower *f)
+{
+	dm_drop_waiting(f);
+	close_fd(&f->ack_fd);
+	if (f->own_table)
+		close_fd(&f->sock);
+	while (!atomic_load(&f->stop)) {
+		struct timespec t = {.tv_nsec = WAIT_CHUNK_MS * 1000000L};
+
+		nanosleep(&t, NULL);
+	}
+}
+
+static void *follower_thread(void *arg)
+{
+	struct dm_follower *f = arg;
+	int err;
+
+	prctl(PR_SET_NAME, "dm-follower");
+	take_own_table(f);
+	err = dm_handshake(f);
+	if (err) {
+		dm_follower_dismantle(f);
+		report_start(f, err);
+		return NULL;
+	}
+	report_start(f, 0);
+	follow(f);
+	stay_until_detached(f);
+	dm_follower_dismantle(f);
+	return NULL;
+}
+
+int dm_follower_start(struct dm_follower *f)
+{
+	sigset_t all, old;
+	int err;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	err = pthread_create(&f->thread, NULL, follower_thread, f);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (err) {
+		snprintf(f->error, sizeof(f->error), "cannot start the follower's thread: %s", strerror(err));
+		return -err;
+	}
+	pthread_mutex_lock(&f->start_mutex);
+	while (!f->started)
+		pthread_cond_wait(&f->start_cond, &f->start_mutex);
+	pthread_mutex_unlock(&f->start_mutex);
+	if (f->start_status)
+		pthread_join(f->thread, NULL);
+	return f->start_status;
+}
+
+/* ---- requests of the program's threads ---- */
+
+static struct dm_request *take_request(struct dm_follower *f)
+{
+	for (int i = 0; i < DM_MAX_REQUESTS; i++) {
+		struct dm_request *r = &f->requests[i];
+		uint32_t expected = REQUEST_FREE;
+
+		if (!atomic_compare_exchange_strong(&r->state, &expected, REQUEST_TAKEN))
+			continue;
+		r->id = atomic_fetch_add(&f->next_request_id, 1) + 1;
+		/* Not before it has its new id: a late answer to the slot's last user must not match. */
+		atomic_store_explicit(&r->state, REQUEST_WAITING, memory_order_release);
+		return r;
+	}
+	return NULL;
+}
+
+/* The program may have closed our descriptor and opened something else under its number. */
+static bool app_fd_is_ours(const struct dm_follower *f)
+{
+	struct stat st;
+
+	return !fstat(f->app_fd, &st) && S_ISSOCK(st.st_mode) && st.st_ino == f->app_inode;
+}
+
+/* Whether memory for the request came with the events after *seq; moves *seq on. */
+static bool memory_came(const struct dm_control *c, const struct dm_grow_request *request, uint64_t *seq)
+{
+	uint64_t last = atomic_load_explicit(&c->event_seq, memory_order_acquire);
+
+	for (; *seq < last; ++*seq) {
+		const struct dm_event *e = dm_event_at(c, (*seq + 1) % DM_EVENT_LOG_SLOTS);
+
+		if (e->type == DM_EVENT_ALLOC && e->bytes >= request->bytes &&
+		    dm_list_at(c, e->list_idx % DM_MAX_LISTS)->heap_idx == request->heap_idx)
+			return true;
+	}
+	return false;
+}
+
+/* -EAGAIN: neither answered nor ended yet. */
+static int look_for_answer(struct dm_follower *f, struct dm_request *r, char *text)
+{
+	if (atomic_load_explicit(&r->state, memory_order_acquire) == REQUEST_ANSWERED) { /* pairs with answer() */
+		snprintf(text, DM_ERROR_BYTES, "%s", r->text);
+		return r->status;
+	}
+	if (atomic_load(&f->m->state)) {
+		snprintf(text, DM_ERROR_BYTES, "%s", f->error);
+		return -EPIPE;
+	}
+	return -EAGAIN;
+}
+
+/* The commit itself wakes us, by the futex word of the event log: the answer by message would come two threads later. If
+ * somebody else takes what came, the heap asks again. Without futex_waitv(2) the answer is waited for. */
+static int wait_for_answer(struct dm_follower *f, struct dm_request *r, const struct dm_grow_request *request,
+			   uint64_t seq, char *text)
+{
+	_Atomic uint32_t *const words[2] = {&r->state, &f->m->ctl->event_signal};
+	int64_t until = dm_now_ns(CLOCK_MONOTONIC) + (int64_t)GROW_TIMEOUT_MS * 1000000;
+
+	while (dm_now_ns(CLOCK_MONOTONIC) < until) {
+		uint32_t expected[2] = {REQUEST_WAITING, atomic_load_explicit(words[1], memory_order_acquire)};
+		int rc = look_for_answer(f, r, text);
+
+		if (rc != -EAGAIN)
+			return rc;
+		if (memory_came(f->m->ctl, request, &seq))
+			return 0;
+		if (dm_futex_wait_two(words, expected, dm_now_ns(CLOCK_MONOTONIC) + WAIT_CHUNK_MS * 1000000L) == -ENOSYS)
+			dm_futex_wait(&r->state, REQUEST_WAITING, WAIT_CHUNK_MS * 1000000L);
+	}
+	snprintf(text, DM_ERROR_BYTES, "the primary has not answered for %d s: it is stopped or overloaded", GROW_TIMEOUT_MS / 1000);
+	return -ETIMEDOUT;
+}
+
+static int request_growth(struct dm_follower *f, struct dm_request *r, const struct dm_grow_request *request, char *text)
+{
+	struct dm_wire_grow grow = {
+		.h = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_GROW, .bytes = sizeof(grow), .request_id = r->id},
+		.bytes = request->bytes,
+		.align = request->align,
+		.page_bytes = request->page_bytes,
+		.heap_idx = request->heap_idx,
+		.flags = request->flags,
+	};
+	uint64_t seq = atomic_load_explicit(&f->m->ctl->event_seq, memory_order_acquire);
+	int err;
+
+	if (!app_fd_is_ours(f)) {
+		snprintf(text, DM_ERROR_BYTES, "descriptor %d of the session was closed by this process (os.closerange()?): "
+			 "memory that is there still works, growth needs detach and attach", f->app_fd);
+		return -EBADF;
+	}
+	err = dm_packet_send(f->app_fd, &grow, sizeof(grow));
+	if (err) {
+		snprintf(text, DM_ERROR_BYTES, "cannot ask the primary for memory: %s", err == -EPIPE ? "it has ended" : strerror(-err));
+		return err;
+	}
+	return wait_for_answer(f, r, request, seq, text);
+}
+
+int dm_follower_grow(void *ctx, const struct dm_grow_request *request, char *text)
+{
+	struct dm_follower *f = ctx;
+	struct dm_request *r;
+	int err = atomic_load(&f->m->state);
+
+	if (err) {
+		snprintf(text, DM_ERROR_BYTES, "the map cannot grow: %.480s", f->error);
+		return err;
+	}
+	r = take_request(f);
+	if (!r) {
+		snprintf(text, DM_ERROR_BYTES, "%d threads of this process wait for growth already", DM_MAX_REQUESTS);
+		return -EBUSY;
+	}
+	err = request_growth(f, r, request, text);
+	atomic_store(&r->state, REQUEST_FREE);
+	return err;
+}
+
+/* Best effort: the primary looks by itself once a second too. */
+void dm_follower_ring(void *ctx)
+{
+	struct dm_follower *f = ctx;
+	struct dm_wire_header trim = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_TRIM, .bytes = sizeof(trim)};
+
+	if (!atomic_load(&f->m->state) && app_fd_is_ours(f))
+		dm_packet_send(f->app_fd, &trim, sizeof(trim));
+}

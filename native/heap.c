@@ -1,0 +1,145 @@
+/* heap.c - the lock of a heap, and a block in or out of it.
+ *
+ * Owns taking a block from one heap, and freeing one. A size up to DM_SMALL_MAX_BYTES with an alignment up to
+ * the same becomes a small block of the first class that is aligned enough (slab.c), everything else a run (run.c).
+ * Rules: the heap lock is a leaf: nothing is asked of anybody and no user memory is touched under it. A lock that comes
+ * from the dead, or a raised needs_rebuild, means a rebuild before anything else.
+ * The choice of heap, growth and the public calls are alloc.c's. */
+#include <errno.h>
+#include <stdio.h>
+
+#include "heap.h"
+
+int dm_heap_lock(struct dm_memory *m, struct dm_heap *h, int64_t timeout_ns)
+{
+	int got = dm_lock_acquire(m, &h->lock, timeout_ns);
+
+	if (got < 0)
+		return got;
+	if (got == 1) {
+		dm_count(&h->n_takeovers, 1);
+		atomic_store_explicit(&h->needs_rebuild, 1, memory_order_relaxed);
+	}
+	if (__builtin_expect(atomic_load_explicit(&h->needs_rebuild, memory_order_acquire) != 0, 0))
+		dm_heap_rebuild(m, (uint32_t)(h - dm_heap_at(m->ctl, 0)));
+	return 0;
+}
+
+void dm_heap_unlock(struct dm_memory *m, struct dm_heap *h)
+{
+#if DM_CHECK >= 2
+	dm_heap_must_be_valid(m, h);
+#endif
+	dm_lock_release(m, &h->lock);
+}
+
+void dm_heap_ring_if_spare(struct dm_memory *m, const struct dm_list *l, uint64_t n_spare_before)
+{
+	struct dm_control *c = m->ctl;
+	uint64_t n = dm_counted(&l->n_spare);
+	uint32_t quiet = 0;
+
+	if (n <= n_spare_before || n <= atomic_load_explicit(&c->shrink_hysteresis, memory_order_relaxed) ||
+	    (c->flags & DM_CTL_NO_SHRINK) != 0)
+		return;
+	if (atomic_load_explicit(&c->shrink_wanted, memory_order_relaxed) == 0 &&
+	    atomic_compare_exchange_strong(&c->shrink_wanted, &quiet, 1) && m->ring != NULL)
+		m->ring(m->ctx);
+}
+
+/* The first class that holds bytes and whose blocks are all aligned. */
+static uint32_t aligned_class(const struct dm_want *want)
+{
+	uint32_t class_idx = dm_class_of((uint32_t)want->bytes);
+
+	while (dm_class_bytes(class_idx) & (want->align - 1))
+		class_idx++;
+	return class_idx;
+}
+
+/* IOVA contiguity is the run's business where a slab may lie across memsegs. */
+static bool is_small(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want)
+{
+	return want->bytes <= DM_SMALL_MAX_BYTES && want->align <= DM_SMALL_MAX_BYTES && !want->only_run &&
+	       (!want->iova_contig || dm_list_at(c, h->lists[0])->page_bytes >= DM_SLAB_BYTES);
+}
+
+static int take_run(struct dm_control *c, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
+{
+	struct dm_run_want run = {
+		.n_pages = (want->bytes + DM_HEAP_PAGE_BYTES - 1) >> DM_HEAP_PAGE_SHIFT,
+		.align_bytes = want->align > DM_HEAP_PAGE_BYTES ? want->align : DM_HEAP_PAGE_BYTES,
+		.bound_bytes = want->bound,
+		.bytes = want->bytes,
+		.page_mask = want->page_mask,
+		.mark = want->mark,
+		.iova_contig = want->iova_contig,
+	};
+	struct dm_place p;
+
+	if (dm_run_take(c, h, &run, &p) != 0)
+		return -ENOMEM;
+	*out = (struct dm_taken){
+		.vaddr = dm_page_vaddr(dm_list_at(c, p.list_idx), p.page),
+		.bytes = p.n_pages << DM_HEAP_PAGE_SHIFT,
+		.list_idx = p.list_idx,
+	};
+	return 0;
+}
+
+static int take_small(struct dm_control *c, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
+{
+	struct dm_small_want small = { .class_idx = aligned_class(want), .mark = want->mark, .page_mask = want->page_mask };
+
+	out->bytes = dm_class_bytes(small.class_idx);
+	return dm_small_take(c, h, &small, &out->vaddr);
+}
+
+uint64_t dm_heap_bytes_to_grow(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want)
+{
+	return is_small(c, h, want) ? DM_SLAB_BYTES : want->bytes;
+}
+
+int dm_heap_take(struct dm_memory *m, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
+{
+	int err = dm_heap_lock(m, h, -1);
+
+	if (err != 0)
+		return err;
+	err = is_small(m->ctl, h, want) ? take_small(m->ctl, h, want, out) : take_run(m->ctl, h, want, out);
+	if (err == 0)
+		dm_count(&h->n_mallocs, 1);
+	dm_heap_unlock(m, h);
+	return err;
+}
+
+void dm_heap_give(struct dm_control *c, struct dm_heap *h, const struct dm_block_place *b)
+{
+	struct dm_list *l = dm_list_at(c, b->list_idx);
+
+	if (b->is_small)
+		dm_small_give(c, h, l, b->page, b->block);
+	else
+		dm_run_give(c, h, l, b->page);
+	dm_count(&h->n_frees, 1);
+}
+
+int dm_heap_free_block(struct dm_memory *m, const struct dm_block_place *b, int64_t timeout_ns)
+{
+	struct dm_list *l = dm_list_at(m->ctl, b->list_idx);
+	struct dm_heap *h = dm_heap_at(m->ctl, l->heap_idx);
+	struct dm_block_place now;
+	uint64_t n_spare;
+	bool same;
+	int err = dm_heap_lock(m, h, timeout_ns);
+
+	if (err != 0)
+		return err;
+	n_spare = dm_counted(&l->n_spare);
+	same = dm_block_find(m->ctl, b->vaddr, &now) == 0 && now.vaddr == b->vaddr && now.mark == b->mark;
+	if (same)
+		dm_heap_give(m->ctl, h, &now);
+	dm_heap_unlock(m, h);
+	dm_heap_ring_if_spare(m, l, n_spare);
+	return same;
+}

@@ -1,0 +1,243 @@
+/* heap.h - what the files of the heap share: words, pages of a list, runs, slabs.
+ *
+ * Owns the encoding of head and cell words (types.h states their laws) and the calls between pages.c, run.c, slab.c,
+ * block.c, heap.c, rebuild.c, heap_law.c, segments.c and reap.c. Everything here that changes something is called under
+ * the lock of the list's heap. A page is a heap page of 4 KiB, counted from the start of its list. */
+#ifndef DM_HEAP_H
+#define DM_HEAP_H
+
+#include "crash.h"
+#include "memory.h"
+
+#ifndef DM_CHECK
+#define DM_CHECK 1 /* 1: bounds and states; 2: all laws after every change, abort(3) on a broken one */
+#endif
+
+enum { DM_HEAD_PAGES_SHIFT = 3, DM_HEAD_OWNER_SHIFT = 32, DM_HEAD_TAG_SHIFT = 48 };
+#define DM_RUN_MAX_PAGES ((UINT64_C(1) << 29) - 1)
+
+/* ---- words ---- */
+
+/* Owner and tag as they stand in a cell word: owner id << 16 | private bit | tag id. */
+static inline uint32_t dm_mark(uint32_t owner_id, uint32_t tag_bits)
+{
+	return owner_id << 16 | (tag_bits & 0xffff);
+}
+static inline uint32_t dm_mark_owner(uint32_t mark) { return mark >> 16; }
+static inline uint32_t dm_mark_tag(uint32_t mark) { return mark & DM_TAG_MASK; }
+static inline bool dm_mark_is_private(uint32_t mark)
+{
+	return (mark & DM_TAG_PRIVATE) != 0 || dm_mark_tag(mark) == DM_TAG_CACHED;
+}
+
+static inline uint64_t dm_head_run(uint64_t n_pages, uint32_t mark)
+{
+	return DM_HEAD_RUN | n_pages << DM_HEAD_PAGES_SHIFT | (uint64_t)(mark >> 16) << DM_HEAD_OWNER_SHIFT |
+	       (uint64_t)(mark & 0xffff) << DM_HEAD_TAG_SHIFT;
+}
+static inline uint64_t dm_head_slab(uint32_t class_idx, uint32_t owner_id)
+{
+	return DM_HEAD_SLAB | (uint64_t)class_idx << DM_HEAD_PAGES_SHIFT | (uint64_t)owner_id << DM_HEAD_OWNER_SHIFT;
+}
+static inline uint64_t dm_head_cont(uint64_t distance) { return DM_HEAD_CONT | distance << DM_HEAD_PAGES_SHIFT; }
+static inline enum dm_head_kind dm_head_kind_of(uint64_t head) { return (enum dm_head_kind)(head & 7); }
+static inline uint64_t dm_head_pages(uint64_t head) { return (head & 0xffffffff) >> DM_HEAD_PAGES_SHIFT; }
+static inline uint32_t dm_head_class(uint64_t head) { return (uint32_t)(head >> DM_HEAD_PAGES_SHIFT) & 0xff; }
+static inline uint32_t dm_head_mark(uint64_t head)
+{
+	return (uint32_t)(head >> DM_HEAD_OWNER_SHIFT & 0xffff) << 16 | (uint32_t)(head >> DM_HEAD_TAG_SHIFT);
+}
+/* How many pages the block or slab that starts with this head covers; 1 for a page that no head covers. */
+static inline uint64_t dm_head_extent(uint64_t head)
+{
+	switch (dm_head_kind_of(head)) {
+	case DM_HEAD_RUN:
+		return dm_head_pages(head);
+	case DM_HEAD_SLAB:
+		return DM_SLAB_PAGES;
+	default:
+		return 1;
+	}
+}
+
+/* ---- size classes: 64 B steps to 512 B, then four to a doubling: at most 20 % waste; 24 classes ---- */
+
+enum { DM_CLASSES_USED = 24 };
+
+static inline uint32_t dm_class_bytes(uint32_t class_idx)
+{
+	uint32_t step = (class_idx - 8) / 4, rest = (class_idx - 8) % 4;
+
+	return class_idx < 8 ? (class_idx + 1) << DM_CELL_SHIFT : ((5 + rest) << (step + 1)) << DM_CELL_SHIFT;
+}
+static inline uint32_t dm_class_blocks(uint32_t class_idx) { return (uint32_t)DM_SLAB_BYTES / dm_class_bytes(class_idx); }
+
+/* The class of bytes in 1..DM_SMALL_MAX_BYTES. */
+static inline uint32_t dm_class_of(uint32_t bytes)
+{
+	uint32_t cells = (bytes + DM_CELL_BYTES - 1) >> DM_CELL_SHIFT;
+	uint32_t shift;
+
+	if (cells <= 8)
+		return cells - 1;
+	shift = 29 - (uint32_t)__builtin_clz(cells - 1); /* leaves 4..7 of the three highest bits */
+	return 8 + (shift - 1) * 4 + ((cells - 1) >> shift) - 4;
+}
+
+/* ---- pages of a list ---- */
+
+static inline uint64_t dm_list_pages(const struct dm_list *l) { return l->window_bytes >> DM_HEAP_PAGE_SHIFT; }
+static inline uint64_t dm_seg_pages(const struct dm_list *l) { return l->page_bytes >> DM_HEAP_PAGE_SHIFT; }
+static inline uint64_t dm_page_seg(const struct dm_list *l, uint64_t page) { return page / dm_seg_pages(l); }
+static inline uint64_t dm_page_vaddr(const struct dm_list *l, uint64_t page)
+{
+	return l->base_vaddr + (page << DM_HEAP_PAGE_SHIFT);
+}
+static inline uint64_t dm_vaddr_page(const struct dm_list *l, uint64_t vaddr)
+{
+	return (vaddr - l->base_vaddr) >> DM_HEAP_PAGE_SHIFT;
+}
+static inline struct dm_memseg *dm_list_memseg(const struct dm_control *c, const struct dm_list *l, uint64_t seg)
+{
+	return dm_memseg_at(c, l->first_memseg + seg);
+}
+static inline uint32_t dm_seg_flags(const struct dm_control *c, const struct dm_list *l, uint64_t seg)
+{
+	return atomic_load_explicit(&dm_list_memseg(c, l, seg)->state, memory_order_acquire);
+}
+static inline bool dm_seg_is_present(const struct dm_control *c, const struct dm_list *l, uint64_t seg)
+{
+	return (dm_seg_flags(c, l, seg) & 0xff) == DM_SEG_PRESENT;
+}
+static inline _Atomic uint64_t *dm_page_head(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+{
+	return dm_head_at(c, l->first_heap_page + page);
+}
+static inline uint64_t dm_head_load(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+{
+	return atomic_load_explicit(dm_page_head(c, l, page), memory_order_acquire); /* pairs with dm_head_commit */
+}
+static inline void dm_head_commit(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t head)
+{
+	atomic_store_explicit(dm_page_head(c, l, page), head, memory_order_release);
+}
+static inline _Atomic uint32_t *dm_page_cell(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+{
+	return dm_cell_at(c, (l->first_heap_page + page) << (DM_HEAP_PAGE_SHIFT - DM_CELL_SHIFT));
+}
+/* A derived counter: one writer at a time (heap lock), many readers, so no read-modify-write is needed. */
+static inline void dm_count(_Atomic uint64_t *counter, uint64_t delta)
+{
+	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + delta, memory_order_relaxed);
+}
+static inline uint64_t dm_counted(const _Atomic uint64_t *counter)
+{
+	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+/* pages.c: which pages are free. */
+bool dm_page_is_free(const struct dm_control *c, const struct dm_list *l, uint64_t page);
+uint64_t dm_pages_next_free(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t end); /* end: none */
+uint64_t dm_pages_next_used(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t end);
+void dm_pages_mark_used(struct dm_control *c, struct dm_list *l, uint64_t first, uint64_t n);
+void dm_pages_mark_free(struct dm_control *c, struct dm_list *l, uint64_t first, uint64_t n);
+/* Clears the derived state of the whole list, for a rebuild. */
+void dm_pages_reset(struct dm_control *c, struct dm_list *l);
+bool dm_seg_is_free(const struct dm_control *c, const struct dm_list *l, uint64_t seg); /* every page of it */
+/* The extent of the longest run of free pages; lock-free, so of no one moment. */
+uint64_t dm_pages_greatest_free(const struct dm_control *c, const struct dm_list *l);
+
+/* Of an allowed page size, and aligned enough: to a memseg, or to a slab, which may lie across small ones. */
+static inline bool dm_list_may_hold(const struct dm_list *l, uint64_t page_mask, uint64_t align_bytes)
+{
+	return (page_mask == 0 || (page_mask & l->page_bytes) != 0) &&
+	       (align_bytes <= l->page_bytes || align_bytes <= DM_SLAB_BYTES);
+}
+
+/* run.c: blocks of whole pages. */
+struct dm_run_want {
+	uint64_t n_pages;           /* > 0; 0: the greatest run there is */
+	uint64_t align_bytes;       /* power of two */
+	uint64_t bound_bytes;       /* 0, or a power of two that [start, start + bytes) does not cross */
+	uint64_t bytes;             /* what must not cross the bound */
+	uint64_t page_mask;         /* OR of allowed memseg page sizes; 0 any */
+	uint32_t mark;
+	bool iova_contig;
+};
+struct dm_place {
+	uint32_t list_idx;
+	uint64_t page, n_pages;
+};
+int dm_run_take(struct dm_control *c, struct dm_heap *h, const struct dm_run_want *want, struct dm_place *out); /* -ENOMEM */
+void dm_run_give(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t page);
+/* Changes a run's extent in place: shrinks always, grows into following free pages. False: they are not free. */
+bool dm_run_resize(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t page, uint64_t n_pages);
+bool dm_pages_are_iova_contig(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t n_pages);
+
+/* slab.c: small blocks. A block is addressed by its slab's first page and its index. */
+struct dm_small_want {
+	uint32_t class_idx, mark;
+	uint64_t page_mask;         /* OR of allowed memseg page sizes; 0 any */
+};
+int dm_run_take_slab(struct dm_control *c, struct dm_heap *h, const struct dm_small_want *want, struct dm_place *out); /* run.c */
+int dm_small_take(struct dm_control *c, struct dm_heap *h, const struct dm_small_want *want, uint64_t *vaddr); /* -ENOMEM */
+void dm_small_give(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t slab_page, uint32_t block);
+static inline _Atomic uint32_t *dm_block_cell(const struct dm_control *c, const struct dm_list *l, uint64_t slab_page,
+					      uint32_t class_idx, uint32_t block)
+{
+	return dm_page_cell(c, l, slab_page) + block * (dm_class_bytes(class_idx) >> DM_CELL_SHIFT);
+}
+/* Rebuild: counts the cells of a slab and lists it if it has room. Returns the number of blocks in use. */
+uint32_t dm_slab_recount(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t slab_page);
+struct dm_list *dm_slab_list(const struct dm_control *c, const struct dm_heap *h, uint32_t slab_idx, uint64_t *page);
+
+/* block.c: from an address to its block, without a lock. */
+struct dm_block_place {
+	uint32_t list_idx;
+	uint32_t is_small, class_idx, block; /* the last two only if small */
+	uint64_t page;              /* of the run's or slab's head */
+	uint64_t vaddr, bytes;
+	uint32_t mark;
+};
+int dm_block_find(const struct dm_control *c, uint64_t vaddr, struct dm_block_place *out); /* -ENOENT */
+/* The next block in address order; the cursor moves on. -ENOENT at the end. */
+int dm_block_walk(const struct dm_control *c, struct dm_block_cursor *cursor, struct dm_block_place *out);
+/* "it lies in the block [0x…, 0x…) of owner 3 (name), tag x", or why in none. */
+void dm_block_describe(const struct dm_control *c, uint64_t vaddr, char *text, size_t text_bytes);
+
+/* heap.c: 0 or -errno. A lock taken over from the dead is rebuilt inside. */
+int dm_heap_lock(struct dm_memory *m, struct dm_heap *h, int64_t timeout_ns);
+void dm_heap_unlock(struct dm_memory *m, struct dm_heap *h);
+enum { DM_PRIMARY_WAIT_NS = 200000000 }; /* the primary's loop does not wait longer for a stopped process's lock */
+
+struct dm_want {
+	uint64_t bytes;             /* > 0; 0 with only_run: the greatest run there is */
+	uint64_t align;             /* power of two, >= 64 */
+	uint64_t bound;             /* runs only: 0, or a power of two that the bytes do not cross */
+	uint64_t page_mask;         /* OR of allowed memseg page sizes; 0 any */
+	uint32_t mark;
+	bool iova_contig, no_grow, only_run;
+};
+struct dm_taken {
+	uint64_t vaddr, bytes;      /* bytes: usable */
+	uint32_t list_idx;          /* of a run */
+};
+int dm_heap_take(struct dm_memory *m, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out);
+void dm_heap_give(struct dm_control *c, struct dm_heap *h, const struct dm_block_place *b);
+/* How much must come for the want to be met: a slab's worth for a small block. */
+uint64_t dm_heap_bytes_to_grow(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want);
+/* Frees the block if it still stands there with that mark. 1: freed; 0: somebody else has freed it meanwhile; -errno. */
+int dm_heap_free_block(struct dm_memory *m, const struct dm_block_place *b, int64_t timeout_ns);
+/* Under no lock, after a free: rings the primary if memsegs fell free by it, more than the hysteresis keeps. */
+void dm_heap_ring_if_spare(struct dm_memory *m, const struct dm_list *l, uint64_t n_spare_before);
+
+/* alloc.c: chooses the heap by node, grows it if need be; sets the error text. */
+int dm_alloc_taken(struct dm_memory *m, int32_t numa_node, const struct dm_want *want, struct dm_taken *out);
+
+/* rebuild.c and heap_law.c in memory.h. */
+
+#if DM_CHECK >= 2
+void dm_heap_must_be_valid(struct dm_memory *m, struct dm_heap *h);
+#endif
+
+#endif

@@ -1,0 +1,135 @@
+/* memory.h - what one process holds of the memory, and the calls between the C files.
+ *
+ * Owns: struct dm_memory and the list of internal functions by the file that defines them. types.h has what lies in
+ * shared memory; nothing declared here does.
+ * Rules: a struct dm_memory is made once (attach.c or primary.c), read by all threads, and changed only where a field
+ * says so. No function keeps a pointer into a list, heap or zone across the release of its lock. */
+#ifndef DM_MEMORY_H
+#define DM_MEMORY_H
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sys/types.h>
+
+#include "dpdkmem.h"
+#pragma GCC visibility push(default) /* exported for the primary's Python, as dpdkmem.h does with its own */
+#include "primary_api.h"
+#pragma GCC visibility pop
+#include "types.h"
+
+enum { DM_ERROR_BYTES = 512 };
+
+/* A thread's own part, made at its first lock, freed by the pthread key's destructor when the thread ends. */
+struct dm_thread {
+	struct dm_memory *memory;
+	uint32_t lane_idx;
+	uint32_t lock_word;         /* generation << 16 | lane + 1 */
+	bool has_lane;
+	bool no_waitv;              /* the kernel has no futex_waitv(2) */
+	struct robust_list_head own_robust_list; /* in use if libc keeps none for this thread; robust.c */
+	char error[DM_ERROR_BYTES];
+};
+
+struct dm_memory {
+	struct dm_control *ctl;     /* mapped read-write; read-only in an offline reader */
+	uint64_t ctl_bytes;
+	uint32_t owner_id;
+	bool read_only;
+	pthread_key_t thread_key;   /* struct dm_thread; dm_threads_open() */
+	_Atomic uint32_t n_lanes;   /* lanes that threads of this process hold now */
+	dm_grow_fn grow;
+	void (*ring)(void *ctx);    /* tells the primary that whole memsegs fell free (shrink_wanted went 0 -> 1); may be NULL */
+	void *ctx;                  /* of grow and ring */
+	_Atomic int state;          /* 0, or why it ended: -EPIPE, -ESTALE, -ECHILD, -ESHUTDOWN */
+	struct dm_follower *follower; /* NULL in the primary */
+	struct dm_readers *readers; /* event.c */
+	_Atomic uint32_t n_references; /* the attachment, and each thread's part: robust lists run through ctl */
+	void (*release)(struct dm_memory *m); /* of the last reference: deletes thread_key, unmaps ctl, frees m; may be NULL */
+};
+
+/* thread.c: drops one reference; the last one calls release. */
+void dm_memory_put(struct dm_memory *m);
+
+/* thread.c: the thread's own part and its error text. */
+int dm_threads_open(struct dm_memory *m); /* makes thread_key */
+uint32_t dm_threads_close(struct dm_memory *m); /* tests: leaves, and deletes the key */
+void dm_thread_leave(struct dm_memory *m); /* gives back the calling thread's lane and its part */
+struct dm_thread *dm_thread_get(struct dm_memory *m); /* NULL: out of memory */
+int dm_fail(struct dm_memory *m, int err, const char *format, ...) __attribute__((format(printf, 3, 4))); /* returns err */
+
+/* lane.c: lanes, liveness, the sweep after a death. */
+int dm_lane_claim(struct dm_memory *m, struct dm_thread *t);    /* -EUSERS: all lanes are taken */
+void dm_lane_release(struct dm_memory *m, struct dm_thread *t);
+bool dm_lane_is_dead(const struct dm_control *c, uint32_t lock_word); /* of the lane that a lock word names */
+/* Primary, after the pidfd proved death: marks every lane of owner_id DEAD and wakes who waits for their locks. */
+void dm_lanes_kill(struct dm_control *c, uint32_t owner_id);
+/* Primary, after the pidfd proved death: frees every lane of owner_id. The locks must have been swept first. */
+void dm_lanes_free(struct dm_control *c, uint32_t owner_id);
+/* The liveness word of the lane that a lock word names; NULL: none. */
+_Atomic uint32_t *dm_lane_live_word(const struct dm_control *c, uint32_t lock_word);
+
+/* lock.c: 0 got it; 1 got it from a dead owner: the caller rebuilds what it protects; -ETIMEDOUT; -EUSERS no lane. */
+int dm_lock_acquire(struct dm_memory *m, struct dm_lock *lock, int64_t timeout_ns /* < 0: for ever */);
+void dm_lock_release(struct dm_memory *m, struct dm_lock *lock);
+/* Owner id; 0 free; UINT32_MAX: a lane that was handed out again meanwhile. */
+uint32_t dm_lock_holder_owner(const struct dm_control *c, const struct dm_lock *lock);
+
+/* Every public call asks this first: 0 (a primary that is gone leaves the map as it is: allocation goes on), else why not:
+ * -ECHILD in a forked child, -ESTALE evicted (its map may be out of date), -ESHUTDOWN detached. dm_unusable: thread.c. */
+int dm_unusable(struct dm_memory *m, int state); /* sets the error text, returns state */
+static inline int dm_usable(struct dm_memory *m)
+{
+	int state = atomic_load_explicit(&m->state, memory_order_relaxed);
+
+	return __builtin_expect(state == 0 || state == -EPIPE, 1) ? 0 : dm_unusable(m, state);
+}
+
+/* tag.c: its name, also of the reserved ones; "?" if there is no such tag. */
+void dm_tag_name(const struct dm_control *c, uint32_t tag_id, char text[DM_NAME_BYTES]);
+
+/* heap.c, rebuild.c, heap_law.c, segments.c, reap.c */
+int dm_heap_rebuild(struct dm_memory *m, uint32_t heap_idx);      /* under its lock */
+int dm_heap_is_valid(struct dm_memory *m, uint32_t heap_idx, char *text, size_t text_bytes); /* under its lock: the laws */
+/* Primary: frees all that a dead owner left: its zones and blocks, orphaned ones included. Same report. */
+int dm_owner_free_blocks(struct dm_memory *m, uint32_t owner_id, struct dm_reap_report *out);
+
+/* zone.c, zone_index.c */
+int dm_zones_rebuild(struct dm_memory *m);                        /* under the zone lock */
+
+/* control.c: layout, making and mapping of the control segment. */
+/* Makes, seals (shrink, grow, seal) and maps the memfd; the caller owns both. state of the primary is 1, starting. */
+int dm_control_create(const struct dm_control_spec *spec, int *memfd, struct dm_control **out);
+int dm_control_map(int fd, uint64_t bytes, bool read_only, struct dm_control **out);
+void dm_control_unmap(struct dm_control *c, uint64_t bytes);
+int dm_control_check(const struct dm_control *c, uint64_t bytes); /* magic, version, offsets inside bytes: -EPROTO */
+
+/* supply.c: primary_api.h declares it. */
+
+/* event.c */
+uint64_t dm_event_append(struct dm_control *c, const struct dm_mem_event *event); /* primary; returns its number */
+int dm_readers_create(struct dm_memory *m);
+void dm_readers_destroy(struct dm_memory *m);
+/* dm_readers_consumed: all readers have returned from events up to this one; UINT64_MAX: there are none */
+
+/* map.c */
+int dm_find_list(const struct dm_control *c, uint64_t vaddr);     /* list index or -ENOENT */
+/* Primary: memsegs [first, first + n) of the list become `state` in one consistent step; PRESENT and ABSENT-from-GROWING
+ * or LEAVING adjust the counters; event_type >= 0 appends that event. Returns the last event sequence number. */
+uint64_t dm_map_change(struct dm_control *c, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type);
+
+/* window.c: the reservation, and what is mapped in it. error gets words with the mapping in the way. */
+int dm_window_reserve(uint64_t base, uint64_t bytes, char *error, size_t error_bytes);
+void dm_window_release(uint64_t base, uint64_t bytes);
+int dm_guard_open(int device_fd, int *uffd);                      /* userfaultfd(2), or by /dev/userfaultfd if >= 0 */
+int dm_window_map_list(uint64_t vaddr, uint64_t bytes, int fd, int uffd);
+int dm_window_map_run(uint64_t vaddr, uint64_t bytes, int fd, uint64_t offset);
+int dm_window_unmap_run(uint64_t vaddr, uint64_t bytes);
+
+/* pin.c */
+/* The pin that overlaps, or -ENOENT. */
+int dm_pin_find(const struct dm_control *c, uint64_t vaddr, uint64_t bytes);
+/* Primary: drops what a dead owner pinned, but for what a device or the kernel may write still. */
+void dm_pins_reap(struct dm_control *c, uint32_t owner_id);
+
+#endif

@@ -1,0 +1,181 @@
+/* pages.c - which heap pages of a list are free: a bit each, a counter per 512, and three figures per list.
+ *
+ * Owns free_bits, groups, and of struct dm_list n_free_pages, low_free, end_free, n_spare: all DERIVED, written under
+ * the heap lock, read by anyone (relaxed).
+ * Law: bit set <=> the page is under a PRESENT memseg and no head covers it. group == number of its bits set.
+ * Law at every instant, for the sake of a rebuild that reads as little of a sparse table as it can: a group counter of 0
+ * means that all its bits are 0. So bits go before the counter falls, and the counter rises before bits come.
+ * A search looks at the pages in [low_free, end_free) only and skips empty groups by their counters: a full heap costs
+ * one comparison per 2 MiB of it at worst, not a walk over its blocks. */
+#include "heap.h"
+
+enum { WORD_BITS = 64 };
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+static _Atomic uint64_t *bits_word(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+{
+	return dm_free_bits_at(c, (l->first_heap_page + page) / WORD_BITS); /* windows are 1 GiB aligned: page 0 starts a word */
+}
+
+static uint64_t bits_load(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+{
+	return atomic_load_explicit(bits_word(c, l, page), memory_order_relaxed);
+}
+
+static _Atomic uint16_t *group_of(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+{
+	return dm_group_at(c, l->first_group + page / DM_GROUP_PAGES);
+}
+
+static uint32_t group_load(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+{
+	return atomic_load_explicit(group_of(c, l, page), memory_order_relaxed);
+}
+
+static void group_store(struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t n_free)
+{
+	atomic_store_explicit(group_of(c, l, page), (uint16_t)n_free, memory_order_relaxed);
+}
+
+bool dm_page_is_free(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+{
+	return (bits_load(c, l, page) >> (page % WORD_BITS) & 1) != 0;
+}
+
+uint64_t dm_pages_next_free(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t end)
+{
+	while (page < end) {
+		uint64_t word;
+
+		if (group_load(c, l, page) == 0) {
+			page = (page / DM_GROUP_PAGES + 1) * DM_GROUP_PAGES;
+			continue;
+		}
+		word = bits_load(c, l, page) >> (page % WORD_BITS);
+		if (word != 0)
+			return min_u64(page + (uint64_t)__builtin_ctzll(word), end);
+		page = (page / WORD_BITS + 1) * WORD_BITS;
+	}
+	return end;
+}
+
+uint64_t dm_pages_next_used(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t end)
+{
+	while (page < end) {
+		uint64_t word;
+
+		if (page % DM_GROUP_PAGES == 0 && group_load(c, l, page) == DM_GROUP_PAGES) {
+			page += DM_GROUP_PAGES;
+			continue;
+		}
+		word = ~bits_load(c, l, page) >> (page % WORD_BITS);
+		if (word != 0)
+			return min_u64(page + (uint64_t)__builtin_ctzll(word), end);
+		page = (page / WORD_BITS + 1) * WORD_BITS;
+	}
+	return end;
+}
+
+static void bits_write(struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t end, bool free)
+{
+	while (first < end) {
+		uint64_t stop = min_u64((first / WORD_BITS + 1) * WORD_BITS, end);
+		uint64_t mask = (UINT64_MAX >> (WORD_BITS - (stop - first))) << (first % WORD_BITS);
+		uint64_t old = bits_load(c, l, first);
+
+		atomic_store_explicit(bits_word(c, l, first), free ? old | mask : old & ~mask, memory_order_relaxed);
+		DM_CRASH_POINT("pages: a word of free bits");
+		first = stop;
+	}
+}
+
+/* One group at a time, in the order of the law above. */
+static void groups_write(struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t end, bool free)
+{
+	while (first < end) {
+		uint64_t stop = min_u64((first / DM_GROUP_PAGES + 1) * DM_GROUP_PAGES, end);
+		uint64_t count = group_load(c, l, first);
+
+		if (free)
+			group_store(c, l, first, count + (stop - first));
+		dm_order();
+		bits_write(c, l, first, stop, free);
+		dm_order();
+		if (!free)
+			group_store(c, l, first, count - (stop - first));
+		first = stop;
+	}
+}
+
+bool dm_seg_is_free(const struct dm_control *c, const struct dm_list *l, uint64_t seg)
+{
+	uint64_t n = dm_seg_pages(l);
+
+	return dm_pages_next_used(c, l, seg * n, seg * n + n) == seg * n + n;
+}
+
+/* Memsegs under [first, end) that are wholly free and may be given back. */
+static uint64_t count_spare(const struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t end)
+{
+	uint64_t n = 0;
+
+	for (uint64_t seg = dm_page_seg(l, first); seg <= dm_page_seg(l, end - 1); seg++)
+		n += dm_seg_is_free(c, l, seg) && (dm_seg_flags(c, l, seg) & DM_SEG_MINIMUM) == 0;
+	return n;
+}
+
+void dm_pages_mark_used(struct dm_control *c, struct dm_list *l, uint64_t first, uint64_t n)
+{
+	dm_count(&l->n_spare, 0 - count_spare(c, l, first, first + n));
+	groups_write(c, l, first, first + n, false);
+	dm_count(&l->n_free_pages, 0 - n);
+	if (first <= dm_counted(&l->low_free) && dm_counted(&l->low_free) < first + n)
+		atomic_store_explicit(&l->low_free, first + n, memory_order_relaxed);
+	if (first < dm_counted(&l->end_free) && dm_counted(&l->end_free) <= first + n)
+		atomic_store_explicit(&l->end_free, first, memory_order_relaxed);
+}
+
+void dm_pages_mark_free(struct dm_control *c, struct dm_list *l, uint64_t first, uint64_t n)
+{
+	groups_write(c, l, first, first + n, true);
+	dm_count(&l->n_free_pages, n);
+	if (first < dm_counted(&l->low_free))
+		atomic_store_explicit(&l->low_free, first, memory_order_relaxed);
+	if (first + n > dm_counted(&l->end_free))
+		atomic_store_explicit(&l->end_free, first + n, memory_order_relaxed);
+	dm_count(&l->n_spare, count_spare(c, l, first, first + n));
+}
+
+void dm_pages_reset(struct dm_control *c, struct dm_list *l)
+{
+	uint64_t end = dm_list_pages(l);
+
+	for (uint64_t page = 0; page < end; page += DM_GROUP_PAGES) {
+		if (group_load(c, l, page) == 0)
+			continue;
+		bits_write(c, l, page, page + DM_GROUP_PAGES, false);
+		dm_order();
+		group_store(c, l, page, 0);
+	}
+	atomic_store_explicit(&l->n_free_pages, 0, memory_order_relaxed);
+	atomic_store_explicit(&l->n_spare, 0, memory_order_relaxed);
+	atomic_store_explicit(&l->low_free, end, memory_order_relaxed);
+	atomic_store_explicit(&l->end_free, 0, memory_order_relaxed);
+}
+
+uint64_t dm_pages_greatest_free(const struct dm_control *c, const struct dm_list *l)
+{
+	uint64_t end = dm_counted(&l->end_free), page = dm_counted(&l->low_free), greatest = 0;
+
+	while ((page = dm_pages_next_free(c, l, page, end)) < end) {
+		uint64_t stop = dm_pages_next_used(c, l, page, end);
+
+		greatest = stop - page > greatest ? stop - page : greatest;
+		page = stop + 1;
+	}
+	return greatest;
+}

@@ -1,0 +1,156 @@
+/* primary_api.h - what the primary's Python calls in the C core, as plain declarations that cffi reads as they stand.
+ * Exported by libdpdkmem, but no part of the public C API: the primary and its library are always of one build. */
+
+enum { DM_API_LAYOUT_VERSION = 1, DM_API_SLAB_BYTES = 65536, DM_API_SMALL_MAX_BYTES = 8192 };
+enum { DM_API_SEG_ABSENT = 0, DM_API_SEG_GROWING = 1, DM_API_SEG_PRESENT = 2, DM_API_SEG_LEAVING = 3, DM_API_SEG_MINIMUM = 0x100 };
+
+/* What a heap that is out of memory asks of the primary. */
+struct dm_grow_request {
+	uint64_t bytes;             /* of one VA-contiguous block */
+	uint64_t align;
+	uint64_t page_bytes;        /* 0: any */
+	uint32_t heap_idx;
+	uint32_t flags;             /* DM_ALLOC_IOVA_CONTIG */
+};
+/* Blocks until the primary has answered. 0: grown, look again. text (512 bytes) gets the reason of a failure. */
+typedef int (*dm_grow_fn)(void *ctx, const struct dm_grow_request *request, char *text);
+typedef void (*dm_ring_fn)(void *ctx);
+
+struct dm_list_spec {
+	uint64_t window_bytes;      /* multiple of page_bytes and of 1 GiB */
+	uint64_t page_bytes;        /* of a memseg */
+	uint64_t limit_bytes;
+	uint32_t kernel_page_bytes; /* of the pages behind it; 0x40000000 for 1 GB */
+	int32_t numa_node;
+	uint32_t supply, form, heap_idx;
+};
+struct dm_control_spec {
+	const char *prefix;
+	uint64_t base_vaddr;        /* 1 GiB aligned */
+	uint32_t n_lists, n_heaps;
+	const struct dm_list_spec *lists;  /* windows follow one another from base_vaddr */
+	const int32_t *heap_nodes;
+	uint32_t iova_mode, flags, primary_pid;
+};
+struct dm_supply_spec {
+	uint32_t kind;              /* 0 hugetlbfs, 1 hugetlb memfd, 2 plain memfd */
+	uint32_t unlink_now;        /* hugetlbfs: no name stays (--huge-unlink=always) */
+	uint64_t page_bytes;        /* huge page size; 4096 for plain memfds */
+	uint64_t file_bytes;
+	const char *name;           /* memfd name, or path of a hugetlbfs file, which must not exist */
+};
+struct dm_reap_report {
+	uint64_t n_reclaimed, reclaimed_bytes, n_orphaned, orphaned_bytes, n_zones_orphaned, n_locks;
+};
+struct dm_owner_info {
+	uint32_t owner_id, state, role, uid;
+	int32_t pid;
+	uint32_t n_lanes;
+	uint64_t attached_ns, ended_ns, n_mapped;
+	uint32_t wants_free_rounds;
+	uint8_t session_id[16];
+	char name[32];
+};
+struct dm_control_info {
+	char prefix[64];
+	uint8_t instance_id[16];
+	int32_t primary_pid;
+	uint32_t primary_state, iova_mode, flags, n_lists, n_heaps;
+	uint64_t started_ns, base_vaddr, window_bytes, total_bytes, map_version, event_seq, n_zones;
+};
+
+/* Makes the control segment, reserves the window and opens the guard: the primary's own memory, owner 1. grow and ring
+ * (may be NULL) serve the primary's own threads. error (error_bytes long) says why not. */
+int dm_primary_create(const struct dm_control_spec *spec, dm_grow_fn grow, dm_ring_fn ring, void *ctx,
+		      struct dm_memory **out, char *error, size_t error_bytes);
+void dm_primary_destroy(struct dm_memory *m);
+int dm_primary_control_fd(const struct dm_memory *m); /* stays the memory's */
+int dm_primary_is_guarded(const struct dm_memory *m);
+void dm_primary_set_state(struct dm_memory *m, uint32_t primary_state);
+void dm_primary_set_limit(struct dm_memory *m, uint32_t list_idx, uint64_t limit_segments);
+void dm_primary_set_hysteresis(struct dm_memory *m, uint32_t free_segments);
+/* 1 if memsegs fell free since the last call. */
+int dm_primary_take_shrink_wanted(struct dm_memory *m);
+
+/* The memory of a control segment that somebody else holds, read-only: for `map --offline`. fd stays the caller's. */
+int dm_memory_open_offline(int fd, struct dm_memory **out);
+void dm_memory_close_offline(struct dm_memory *m);
+void dm_control_info_get(const struct dm_memory *m, struct dm_control_info *out);
+
+/* Files and pages. */
+int dm_supply_create(const struct dm_supply_spec *spec, int *fd);
+int dm_supply_fill(int fd, uint64_t offset, uint64_t bytes, uint64_t step_bytes, int32_t numa_node);
+int dm_supply_punch(int fd, uint64_t offset, uint64_t bytes);
+int dm_supply_node_of(uint64_t vaddr);
+uint64_t dm_supply_physical_address(uint64_t vaddr); /* UINT64_MAX: not present, or not readable */
+
+/* The primary's own window. fds: one per segment. */
+int dm_primary_map_list(struct dm_memory *m, uint32_t list_idx, int fd);
+int dm_primary_map_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, const int *fds);
+int dm_primary_unmap_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n);
+
+/* The memseg table. event_type: DM_MEM_EVENT_, or -1 none. Returns the last event's number. */
+uint64_t dm_primary_change(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type);
+void dm_primary_set_iova(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, const uint64_t *iovas);
+/* Lowest run of n ABSENT slots whose first index is a multiple of align; -ENOSPC. */
+int dm_primary_find_absent(const struct dm_memory *m, uint32_t list_idx, uint64_t n, uint64_t align, uint64_t *first);
+void dm_heap_add_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n);
+int dm_heap_take_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, char *text);
+int dm_heap_free_runs(struct dm_memory *m, uint32_t list_idx, uint64_t keep, struct dm_run *runs, int n_max);
+uint64_t dm_readers_consumed(struct dm_memory *m);
+
+/* Sessions. */
+int dm_owner_open(struct dm_memory *m, const uint8_t *session_id, int32_t pid, uint32_t uid, const char *name, uint32_t *owner_id);
+void dm_owner_set_state(struct dm_memory *m, uint32_t owner_id, uint32_t state);
+int dm_owner_get(const struct dm_memory *m, uint32_t owner_id, struct dm_owner_info *out); /* -ENOENT: free slot */
+int dm_reap_owner(struct dm_memory *m, uint32_t owner_id, struct dm_reap_report *out);
+uint32_t dm_owner_wants_free_rounds(const struct dm_memory *m, uint32_t owner_id);
+
+/* Rounds. statuses[i]: 0 acknowledged, > 0 errno of the session, -1 silent yet. Returns the number of silent ones. */
+void dm_round_begin(struct dm_memory *m, uint32_t slot, uint32_t round_id, uint32_t n_sessions);
+int dm_round_status(const struct dm_memory *m, uint32_t slot, uint32_t round_id, const uint32_t *owner_ids, uint32_t n, int32_t *statuses);
+void dm_round_end(struct dm_memory *m, uint32_t slot);
+/* Sends one message with the same descriptors to n sockets, never blocking; results[i]: 0 or -errno (-EAGAIN: full). */
+void dm_send_to_all(const int *socks, uint32_t n, const void *message, size_t bytes, const int *fds, uint32_t n_fds, int32_t *results);
+/* Waits at most timeout_us for the eventfd to become readable; 1 readable. */
+int dm_wait_readable(int fd, int timeout_us);
+
+/* ---- reports (report.c): what ops read. All of it also works on the memory of dm_memory_open_offline(). ---- */
+
+/* Memsegs [first_seg, first_seg + n_segs) that are alike: state, pins, minimum; IOVAs that go on, or are all unknown. */
+struct dm_seg_run {
+	uint64_t first_seg, n_segs, iova; /* iova: of the first; UINT64_MAX unknown */
+	uint32_t list_idx, state, n_pins, is_minimum;
+};
+/* Runs of memsegs that are not ABSENT, from slot *from_seg on, which becomes the next start. Returns how many were filled;
+ * fewer than n_max: that was the end of the list. Each word is of its own moment. -ENOENT: no such list. */
+int dm_seg_runs(const struct dm_memory *m, uint32_t list_idx, uint64_t *from_seg, struct dm_seg_run *runs, uint32_t n_max);
+
+/* A piece of a list's window for the occupancy bar. */
+struct dm_occupancy_cell {
+	uint64_t present_bytes, used_bytes;
+};
+/* Cuts the window up to the end of the last run into at most n_cells equal cells of whole groups (2 MiB) and sums each up.
+ * Returns the number of cells, 0 when nothing is present; *cell_bytes gets their size. -ENOENT: no such list. */
+int dm_list_occupancy(const struct dm_memory *m, uint32_t list_idx, struct dm_occupancy_cell *cells, uint32_t n_cells, uint64_t *cell_bytes);
+
+/* Memory event number seq. -ENOENT: not there yet, -EOVERFLOW: overwritten by a later one. */
+int dm_event_log_read(const struct dm_memory *m, uint64_t seq, struct dm_mem_event *out);
+/* The first owner at or after *owner_id whose slot is not free; *owner_id becomes the next start. -ENOENT at the end. */
+int dm_owner_next(const struct dm_memory *m, uint32_t *owner_id, struct dm_owner_info *out);
+
+struct dm_pin_info {
+	uint64_t vaddr, bytes;
+	uint32_t pin_id, kind, owner_id, reserved;
+	char reason[40];
+};
+/* The first pin at or after *pin_id; *pin_id becomes the next start. -ENOENT at the end. */
+int dm_pin_next(const struct dm_memory *m, uint32_t *pin_id, struct dm_pin_info *out);
+/* The name of a tag, also of the reserved ones, "?" if there is none; text has room for 32 bytes. */
+void dm_tag_text(const struct dm_memory *m, uint32_t tag_id, char *text);
+/* The sequence lock of the memseg table: odd while the primary changes it, and for ever if it died in mid-change. */
+uint64_t dm_map_seq(const struct dm_memory *m);
+/* Owner id of who holds the lock of a heap; 0 nobody; UINT32_MAX: a lane that has gone meanwhile, or no such heap. */
+uint32_t dm_heap_lock_owner(const struct dm_memory *m, uint32_t heap_idx);
+/* One more session joins a running round: it will be sent the round's messages. */
+void dm_round_join(struct dm_memory *m, uint32_t slot);

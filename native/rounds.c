@@ -1,0 +1,201 @@
+/* rounds.c - a secondary's part in a publication round: map or unmap what is announced, then acknowledge.
+ *
+ * Owns: the ack words of this session, and what is mapped here in per-segment lists.
+ * Rules
+ *  - An acknowledgement is a store and a decrement in the control segment, never a message: the round's word counts
+ *    down, and who brings it to zero rings the primary's eventfd. A late answer finds another round id and does nothing.
+ *  - A segment that cannot be mapped is acknowledged with its errno: the primary rolls the round back everywhere.
+ *  - An UNMAP whose FREE event has not been read yet (event.c) waits here; nothing else waits behind it.
+ *  - Addresses are computed from our own list table, bounds checked; the message only names list and segments.
+ * If this process dies before the acknowledgement, the pidfd tells the primary, which counts it out. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "follower.h"
+
+static void acknowledge(struct dm_follower *f, uint32_t round_id, uint32_t slot, int err)
+{
+	struct dm_control *c = f->m->ctl;
+	_Atomic uint64_t *word = &dm_round_at(c, slot)->word;
+	uint64_t old = atomic_load(word);
+
+	atomic_store(&dm_owner_at(c, f->m->owner_id)->acks[slot], (uint64_t)round_id << 32 | (uint32_t)-err);
+	while (old >> 32 == round_id && (uint32_t)old) {
+		if (!atomic_compare_exchange_weak(word, &old, old - 1))
+			continue;
+		if ((uint32_t)(old - 1) == 0) {
+			uint64_t one = 1;
+			ssize_t n = write(f->ack_fd, &one, sizeof(one));
+
+			(void)n; /* full counter: it is readable already */
+		}
+		return;
+	}
+}
+
+static const struct dm_list *checked_list(const struct dm_follower *f, const struct dm_wire_run *run)
+{
+	const struct dm_list *l;
+
+	if (run->list_idx >= f->m->ctl->n_lists)
+		return NULL;
+	l = dm_list_at(f->m->ctl, run->list_idx);
+	return run->first_seg < l->n_segments && run->n_segs <= l->n_segments - run->first_seg ? l : NULL;
+}
+
+/* The whole of a one-file list is mapped under the guard: there is nothing to do for its runs. */
+static bool is_guarded(const struct dm_follower *f, const struct dm_list *l)
+{
+	return l->form == DM_FORM_ONE_FILE && f->guarded;
+}
+
+static int map_per_segment(struct dm_follower *f, const struct dm_list *l, const struct dm_wire_run *run,
+			   struct dm_packet *p, unsigned int *at_fd)
+{
+	for (uint64_t i = 0; i < run->n_segs; i++) {
+		uint64_t vaddr = l->base_vaddr + (run->first_seg + i) * l->page_bytes;
+		int err;
+
+		if (*at_fd >= p->n_fds)
+			return p->fds_lost ? -EMFILE : -EPROTO;
+		err = dm_window_map_run(vaddr, l->page_bytes, p->fds[(*at_fd)++], 0);
+		if (err)
+			return err;
+		atomic_fetch_add_explicit(&dm_owner_at(f->m->ctl, f->m->owner_id)->n_mapped, 1, memory_order_relaxed);
+	}
+	return 0;
+}
+
+static int map_one_file(struct dm_follower *f, const struct dm_list *l, const struct dm_wire_run *run)
+{
+	int err;
+
+	if (f->list_fds[run->list_idx] < 0)
+		return -EBADF;
+	err = dm_window_map_run(l->base_vaddr + run->first_seg * l->page_bytes, run->n_segs * l->page_bytes,
+				f->list_fds[run->list_idx], run->first_seg * l->page_bytes);
+	if (!err)
+		atomic_fetch_add_explicit(&dm_owner_at(f->m->ctl, f->m->owner_id)->n_mapped, run->n_segs,
+					  memory_order_relaxed);
+	return err;
+}
+
+int dm_map_runs_of(struct dm_follower *f, const struct dm_wire_run *runs, uint32_t n_runs, struct dm_packet *p)
+{
+	unsigned int at_fd = 0;
+	int err = 0;
+
+	for (uint32_t i = 0; i < n_runs && !err; i++) {
+		const struct dm_list *l = checked_list(f, &runs[i]);
+
+		if (!l)
+			return -EPROTO;
+		if (l->form == DM_FORM_PER_SEGMENT)
+			err = map_per_segment(f, l, &runs[i], p, &at_fd);
+		else if (!is_guarded(f, l))
+			err = map_one_file(f, l, &runs[i]);
+	}
+	return err;
+}
+
+static int unmap_runs(struct dm_follower *f, const struct dm_wire_run *runs, uint32_t n_runs)
+{
+	int err = 0;
+
+	for (uint32_t i = 0; i < n_runs; i++) {
+		const struct dm_list *l = checked_list(f, &runs[i]);
+		int rc = l ? 0 : -EPROTO;
+
+		if (l && !is_guarded(f, l)) {
+			rc = dm_window_unmap_run(l->base_vaddr + runs[i].first_seg * l->page_bytes,
+						 runs[i].n_segs * l->page_bytes);
+			atomic_fetch_sub_explicit(&dm_owner_at(f->m->ctl, f->m->owner_id)->n_mapped, runs[i].n_segs,
+						  memory_order_relaxed);
+		}
+		err = err ? err : rc;
+	}
+	return err;
+}
+
+/* A round's error is that of its first part that failed; the last part answers for all. */
+static void finish_part(struct dm_follower *f, uint32_t round_id, uint32_t slot, bool last, int err)
+{
+	if (slot >= DM_MAX_ROUNDS) /* no answer is wanted */
+		return;
+	if (!f->round_error[slot])
+		f->round_error[slot] = err;
+	if (!last)
+		return;
+	acknowledge(f, round_id, slot, f->round_error[slot]);
+	f->round_error[slot] = 0;
+}
+
+static void keep_waiting(struct dm_follower *f, const struct dm_wire_round *round)
+{
+	struct dm_waiting_round **at, *w = malloc(sizeof(*w) + round->n_runs * sizeof(w->runs[0]));
+
+	if (!w) { /* without a place to wait, the memory goes before its readers are done: tell the primary no */
+		finish_part(f, round->round_id, round->slot, round->flags & DM_ROUND_LAST, -ENOMEM);
+		return;
+	}
+	w->next = NULL;
+	w->event_seq = round->event_seq;
+	w->round_id = round->round_id;
+	w->slot = round->slot;
+	w->last = round->flags & DM_ROUND_LAST;
+	w->n_runs = round->n_runs;
+	memcpy(w->runs, round->runs, round->n_runs * sizeof(w->runs[0]));
+	for (at = &f->waiting; *at; at = &(*at)->next)
+		;
+	*at = w;
+}
+
+static void release_ready(struct dm_follower *f, uint64_t consumed)
+{
+	struct dm_waiting_round **at = &f->waiting;
+
+	while (*at) {
+		struct dm_waiting_round *w = *at;
+
+		if (w->event_seq > consumed) {
+			at = &w->next;
+			continue;
+		}
+		*at = w->next;
+		finish_part(f, w->round_id, w->slot, w->last, unmap_runs(f, w->runs, w->n_runs));
+		free(w);
+	}
+}
+
+void dm_release_waiting(struct dm_follower *f)
+{
+	if (!f->waiting)
+		return;
+	release_ready(f, dm_readers_consumed(f->m));
+}
+
+void dm_handle_round(struct dm_follower *f, struct dm_packet *p)
+{
+	const struct dm_wire_round *round = &p->round;
+	int err;
+
+	if (round->op == DM_ROUND_UNMAP) {
+		keep_waiting(f, round);
+		dm_release_waiting(f);
+		return;
+	}
+	err = round->op == DM_ROUND_MAP ? dm_map_runs_of(f, round->runs, round->n_runs, p) : -EPROTO;
+	finish_part(f, round->round_id, round->slot, round->flags & DM_ROUND_LAST, err);
+}
+
+void dm_drop_waiting(struct dm_follower *f)
+{
+	while (f->waiting) {
+		struct dm_waiting_round *next = f->waiting->next;
+
+		free(f->waiting);
+		f->waiting = next;
+	}
+}

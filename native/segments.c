@@ -1,0 +1,154 @@
+/* segments.c - whole memsegs into and out of a heap. The primary's side.
+ *
+ * Owns how the pages of a memseg that became PRESENT become free, and the test that a memseg may leave.
+ * Rules: the primary's loop waits for a heap lock DM_PRIMARY_WAIT_NS at most. If a stopped process holds it, memory that
+ * came is found by the next locker's rebuild, and memory that should go stays for now.
+ * A pin is stored before its maker looks whether the memseg is PRESENT; here LEAVING is stored before the pins are looked
+ * at (both sequentially consistent): one of the two sees the other. */
+#include <errno.h>
+#include <stdio.h>
+
+#include "heap.h"
+
+typedef unsigned long long ull;
+
+/* Nobody has counted these pages yet: the first of each memseg is covered by nothing, and yet not marked free. A memseg
+ * that a rebuild found earlier than we came has its first page marked free or covered. */
+static bool is_uncounted(const struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t n)
+{
+	struct dm_block_place b;
+
+	for (uint64_t seg = first; seg < first + n; seg++) {
+		uint64_t page = seg * dm_seg_pages(l), head = dm_head_load(c, l, page);
+
+		if (dm_page_is_free(c, l, page) || dm_head_kind_of(head) == DM_HEAD_RUN ||
+		    dm_head_kind_of(head) == DM_HEAD_SLAB)
+			return false;
+		if (dm_head_kind_of(head) == DM_HEAD_CONT && dm_block_find(c, dm_page_vaddr(l, page), &b) == 0)
+			return false;
+	}
+	return true;
+}
+
+void dm_heap_add_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n)
+{
+	struct dm_control *c = m->ctl;
+	struct dm_list *l = dm_list_at(c, list_idx);
+	struct dm_heap *h = dm_heap_at(c, l->heap_idx);
+	uint64_t n_pages = n * dm_seg_pages(l);
+
+	if (dm_heap_lock(m, h, DM_PRIMARY_WAIT_NS) != 0) {
+		atomic_store(&h->needs_rebuild, 1);
+		return;
+	}
+	if (is_uncounted(c, l, first, n))
+		dm_pages_mark_free(c, l, first * dm_seg_pages(l), n_pages);
+	else
+		dm_heap_rebuild(m, l->heap_idx);
+	dm_heap_unlock(m, h);
+}
+
+/* Under the heap lock. 0, or -EBUSY and who is in the way. */
+static int judge_leaving(const struct dm_control *c, const struct dm_list *l, const struct dm_run *run, char *text)
+{
+	uint64_t page = run->first_seg * dm_seg_pages(l), end = page + run->n_segs * dm_seg_pages(l);
+	uint64_t used = dm_pages_next_used(c, l, page, end);
+	char why[256];
+
+	if (used == end)
+		return 0;
+	dm_block_describe(c, dm_page_vaddr(l, used), why, sizeof(why));
+	snprintf(text, DM_ERROR_BYTES, "the page at 0x%llx is in use: %s", (ull)dm_page_vaddr(l, used), why);
+	return -EBUSY;
+}
+
+/* Memsegs are LEAVING already. 0, or -EBUSY and whose pin. */
+static int judge_pins(const struct dm_control *c, const struct dm_list *l, const struct dm_run *run, char *text)
+{
+	int pin_id = dm_pin_find(c, l->base_vaddr + run->first_seg * l->page_bytes, run->n_segs * l->page_bytes);
+	const struct dm_pin *pin;
+	uint32_t owner_id;
+
+	if (pin_id < 0)
+		return 0;
+	pin = dm_pin_at(c, (uint64_t)pin_id);
+	owner_id = (uint32_t)(atomic_load(&pin->word) >> 16) & 0xffff;
+	snprintf(text, DM_ERROR_BYTES, "pin %d of owner %u (%.31s) holds [0x%llx, 0x%llx): %.39s", pin_id, owner_id,
+		 owner_id < DM_MAX_OWNERS ? dm_owner_at(c, owner_id)->name : "?", (ull)pin->vaddr,
+		 (ull)(pin->vaddr + pin->bytes), pin->reason);
+	return -EBUSY;
+}
+
+static int take_out(struct dm_memory *m, struct dm_list *l, const struct dm_run *run, char *text)
+{
+	struct dm_control *c = m->ctl;
+	uint64_t page = run->first_seg * dm_seg_pages(l), n_pages = run->n_segs * dm_seg_pages(l);
+	uint32_t flags = dm_seg_flags(c, l, run->first_seg) & ~UINT32_C(0xff);
+	int err = judge_leaving(c, l, run, text);
+
+	if (err != 0)
+		return err;
+	dm_map_change(c, run->list_idx, run->first_seg, run->n_segs, DM_SEG_LEAVING | flags, -1);
+	atomic_thread_fence(memory_order_seq_cst); /* pairs with the one in dm_pin */
+	err = judge_pins(c, l, run, text);
+	if (err != 0)
+		dm_map_change(c, run->list_idx, run->first_seg, run->n_segs, DM_SEG_PRESENT | flags, -1);
+	else
+		dm_pages_mark_used(c, l, page, n_pages);
+	return err;
+}
+
+int dm_heap_take_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, char *text)
+{
+	struct dm_list *l = dm_list_at(m->ctl, list_idx);
+	struct dm_heap *h = dm_heap_at(m->ctl, l->heap_idx);
+	struct dm_run run = { .first_seg = first, .n_segs = n, .list_idx = list_idx };
+	uint32_t holder;
+	int err = dm_heap_lock(m, h, DM_PRIMARY_WAIT_NS);
+
+	if (err == -ETIMEDOUT) {
+		holder = dm_lock_holder_owner(m->ctl, &h->lock);
+		snprintf(text, DM_ERROR_BYTES, "the lock of heap %s is held by owner %u (%.31s), which lives and does not go on",
+			 h->name, holder, holder < DM_MAX_OWNERS ? dm_owner_at(m->ctl, holder)->name : "?");
+	}
+	if (err != 0)
+		return err;
+	err = take_out(m, l, &run, text);
+	dm_heap_unlock(m, h);
+	return err;
+}
+
+static bool may_leave(const struct dm_control *c, const struct dm_list *l, uint64_t seg)
+{
+	return dm_seg_flags(c, l, seg) == DM_SEG_PRESENT && /* without DM_SEG_MINIMUM */
+	       dm_seg_is_free(c, l, seg) && dm_pin_find(c, l->base_vaddr + seg * l->page_bytes, l->page_bytes) < 0;
+}
+
+/* From the highest down; stops when n_give are found. */
+static int collect_down(const struct dm_control *c, uint32_t list_idx, uint64_t n_give, struct dm_run *runs, int n_max)
+{
+	const struct dm_list *l = dm_list_at(c, list_idx);
+	int n = 0;
+
+	for (uint64_t seg = (dm_counted(&l->end_free) + dm_seg_pages(l) - 1) / dm_seg_pages(l); seg-- > 0 && n_give > 0;) {
+		if (!may_leave(c, l, seg))
+			continue;
+		if (n > 0 && runs[n - 1].first_seg == seg + 1) {
+			runs[n - 1].first_seg = seg;
+			runs[n - 1].n_segs++;
+		} else if (n < n_max) {
+			runs[n++] = (struct dm_run){ .first_seg = seg, .n_segs = 1, .list_idx = list_idx };
+		} else {
+			break;
+		}
+		n_give--;
+	}
+	return n;
+}
+
+int dm_heap_free_runs(struct dm_memory *m, uint32_t list_idx, uint64_t keep, struct dm_run *runs, int n_max)
+{
+	uint64_t n_spare = dm_counted(&dm_list_at(m->ctl, list_idx)->n_spare);
+
+	return n_spare > keep ? collect_down(m->ctl, list_idx, n_spare - keep, runs, n_max) : 0;
+}

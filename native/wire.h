@@ -1,0 +1,135 @@
+/* wire.h - the messages of the session protocol, byte for byte. docs/protocol.md is the specification.
+ *
+ * Owns: sizes and offsets on the wire (shared/messages.py holds the same in struct notation; a test compares them).
+ * AF_UNIX SOCK_SEQPACKET, one message per packet, host byte order: both ends are on one host. A message is at most
+ * DM_WIRE_MAX_BYTES long and carries at most DM_WIRE_MAX_FDS descriptors (SCM_MAX_FD, Linux net/scm.h). */
+#ifndef DM_WIRE_H
+#define DM_WIRE_H
+
+#include <assert.h>
+#include <stdint.h>
+
+enum {
+	DM_WIRE_VERSION = 1,
+	DM_WIRE_MAX_BYTES = 8192,
+	DM_WIRE_MAX_FDS = 253,
+	DM_WIRE_TEXT_BYTES = 512,
+	DM_WIRE_MAX_RUNS = 253,
+};
+#define DM_WIRE_MAGIC UINT32_C(0x31534d44) /* "DMS1" */
+
+enum dm_wire_type {
+	DM_WIRE_HELLO = 1,      /* secondary -> primary */
+	DM_WIRE_WELCOME = 2,    /* <- with descriptors: control, ack eventfd, and with flag 1 /dev/userfaultfd */
+	DM_WIRE_LIST_FILES = 3, /* <- one descriptor per one-file list, runs with n_segs 0 */
+	DM_WIRE_SEGMENTS = 4,   /* <- what is present: one descriptor per segment in per-segment lists */
+	DM_WIRE_SYNCED = 5,     /* <- end of the snapshot */
+	DM_WIRE_READY = 6,      /* -> all of it is mapped */
+	DM_WIRE_ATTACHED = 7,   /* <- a member of all rounds from here on */
+	DM_WIRE_ROUND = 8,      /* <- map or unmap, then acknowledge through the control segment */
+	DM_WIRE_GROW = 9,       /* -> */
+	DM_WIRE_DONE = 10,      /* <- the answer to GROW */
+	DM_WIRE_BYE = 11,       /* -> */
+	DM_WIRE_END = 12,       /* <- refused, evicted or shut down; the last message */
+	DM_WIRE_TRIM = 13,      /* -> whole memsegs fell free (control.shrink_wanted went 0 -> 1); a bare header, no answer */
+};
+
+struct dm_wire_header {
+	uint32_t magic;
+	uint16_t type;
+	uint16_t n_fds;             /* that come with this message */
+	uint32_t bytes;             /* of the whole message */
+	uint32_t request_id;        /* GROW and DONE; else 0 */
+};
+static_assert(sizeof(struct dm_wire_header) == 16, "wire");
+
+struct dm_wire_hello {
+	struct dm_wire_header h;
+	uint16_t version_min, version_max;
+	uint32_t layout_version;    /* of the control segment: must be equal */
+	uint32_t role;              /* enum dm_role */
+	uint32_t flags;             /* DM_HELLO_ */
+	char name[32];
+};
+static_assert(sizeof(struct dm_wire_hello) == 64, "wire");
+enum { DM_HELLO_NO_GUARD = 1 };
+
+struct dm_wire_welcome {
+	struct dm_wire_header h;
+	uint16_t version, n_lists;
+	uint32_t owner_id;
+	uint32_t flags;             /* DM_WELCOME_ */
+	uint32_t reserved;
+	uint8_t session_id[16];
+	uint64_t control_bytes;
+	uint64_t base_vaddr, window_bytes;
+};
+static_assert(sizeof(struct dm_wire_welcome) == 72, "wire");
+enum { DM_WELCOME_USERFAULTFD = 1 };
+
+struct dm_wire_run {
+	uint32_t list_idx, reserved;
+	uint64_t first_seg, n_segs;
+};
+static_assert(sizeof(struct dm_wire_run) == 24, "wire");
+
+/* LIST_FILES and SEGMENTS */
+struct dm_wire_runs {
+	struct dm_wire_header h;
+	uint32_t n_runs, reserved;
+	struct dm_wire_run runs[];
+};
+static_assert(sizeof(struct dm_wire_runs) == 24, "wire");
+
+/* SYNCED, READY, ATTACHED */
+struct dm_wire_version {
+	struct dm_wire_header h;
+	uint64_t version;           /* map version */
+	uint32_t flags;             /* READY: DM_READY_; else 0 */
+	uint32_t reserved;
+};
+static_assert(sizeof(struct dm_wire_version) == 32, "wire");
+enum { DM_READY_GUARDED = 1 }; /* one-file lists are mapped whole under the guard: no MAP rounds wanted for them */
+
+struct dm_wire_round {
+	struct dm_wire_header h;
+	uint32_t round_id, slot;
+	uint32_t op;                /* enum dm_round_op */
+	uint32_t flags;             /* DM_ROUND_LAST: the last message of the round; acknowledge after it */
+	uint64_t event_seq;         /* UNMAP: callbacks must have seen the events up to this one first */
+	uint32_t n_runs, reserved;
+	struct dm_wire_run runs[];
+};
+static_assert(sizeof(struct dm_wire_round) == 48, "wire");
+enum dm_round_op { DM_ROUND_MAP = 1, DM_ROUND_UNMAP = 2 };
+enum { DM_ROUND_LAST = 1 };
+
+struct dm_wire_grow {
+	struct dm_wire_header h;
+	uint64_t bytes, align, page_bytes;
+	uint32_t heap_idx, flags;
+};
+static_assert(sizeof(struct dm_wire_grow) == 48, "wire");
+
+/* DONE and END */
+struct dm_wire_text {
+	struct dm_wire_header h;
+	int32_t status;             /* DONE: 0 or errno; END: enum dm_end_code */
+	uint32_t retryable;
+	char text[DM_WIRE_TEXT_BYTES];
+};
+static_assert(sizeof(struct dm_wire_text) == 536, "wire");
+
+enum dm_end_code {
+	DM_END_BYE = 0,             /* the answer to BYE */
+	DM_END_SHUTDOWN = 1,        /* the primary ends in order */
+	DM_END_VERSION = 2,         /* no common protocol version, or another layout */
+	DM_END_NOT_PERMITTED = 3,   /* uid, gid or role */
+	DM_END_PROTOCOL = 4,        /* malformed, truncated, oversized, out of order */
+	DM_END_LIMIT = 5,           /* too many sessions, descriptors */
+	DM_END_TIMEOUT = 6,         /* handshake deadline */
+	DM_END_EVICTED = 7,         /* silent in a round, under --on-lag=evict; or a full queue */
+	DM_END_MODE = 8,            /* asked for something that this primary does not do */
+};
+
+#endif

@@ -1,0 +1,320 @@
+/*
+ * kill -9 at every crash point. The library is built with DM_CRASH_POINTS: each point calls dm_crash_point() below. A child
+ * runs a script as another owner and is killed at point k, for k = 1, 2, 3… until it gets through. After each death the
+ * parent takes the locks over, checks all laws, reaps, and finds every byte. The children die inside recovery as well: a
+ * second child is killed at each point of taking over what a first one left.
+ */
+#include "fixture.h"
+#include "futex.h"
+
+enum { SECOND_CHILD = FIXTURE_CHILD + 1, NESTED_STRIDE = 9, MAX_POINTS = 5000 };
+
+static struct fixture f;
+static int kill_at, n_points; /* 0: never. n_points of the child that runs */
+
+void dm_crash_point(const char *name)
+{
+	if (kill_at == 0)
+		return;
+	if (getenv("DM_CRASH_VERBOSE") != NULL)
+		fprintf(stderr, "%d %s\n", n_points + 1, name);
+	if (++n_points == kill_at)
+		raise(SIGKILL);
+}
+
+/* ---- what the children do ---- */
+
+static void *take(uint64_t bytes, uint32_t flags)
+{
+	struct dm_alloc_spec spec = { .bytes = bytes, .flags = flags | DM_ALLOC_NO_GROW, .numa_node = 0 };
+	void *p;
+
+	CHECK(dm_alloc(&f.m, &spec, &p) == 0);
+	return p;
+}
+
+static void allocate_and_free(void)
+{
+	void *small[3], *big, *shared;
+
+	for (int i = 0; i < 3; i++) /* two of them fill a slab of 8 KiB blocks together with the parent's five */
+		small[i] = take(8000, DM_ALLOC_PRIVATE);
+	big = take(600 * 4096, DM_ALLOC_PRIVATE);
+	shared = take(40000, 0);
+	big = dm_realloc(&f.m, big, 500 * 4096, 0);
+	big = dm_realloc(&f.m, big, 600 * 4096, 0);
+	big = dm_realloc(&f.m, big, 700 * 4096, 4096);
+	CHECK(big != NULL && dm_free(&f.m, big) == 0);
+	for (int i = 0; i < 3; i++)
+		CHECK(dm_free(&f.m, small[i]) == 0);
+	take(64, DM_ALLOC_PRIVATE); /* stay: for the reaper */
+	take(5000, 0);
+	CHECK(dm_free(&f.m, shared) == 0);
+}
+
+static void reserve_and_free_zones(void)
+{
+	struct dm_memzone_spec spec = { .name = "child's", .bytes = 10000, .numa_node = 0 };
+	struct dm_memzone z, parents;
+
+	CHECK(dm_memzone_reserve(&f.m, &spec, &z) == 0);
+	CHECK(dm_memzone_lookup(&f.m, "parent's", &parents) == 0);
+	CHECK(dm_memzone_free(&f.m, parents.zone_idx, parents.generation) == 0);
+	CHECK(dm_memzone_free(&f.m, z.zone_idx, z.generation) == 0);
+	CHECK(dm_memzone_reserve(&f.m, &spec, &z) == 0);
+}
+
+static void name_and_pin(void)
+{
+	uint32_t tag_id, pin_id;
+	void *p = take(5000, DM_ALLOC_PRIVATE);
+	char name[20];
+
+	snprintf(name, sizeof(name), "tag %d", kill_at);
+	CHECK(dm_tag(&f.m, name, &tag_id) == 0);
+	CHECK(dm_pin(&f.m, p, 5000, DM_PIN_LEASE, "lease", &pin_id) == 0);
+	CHECK(dm_unpin(&f.m, pin_id) == 0);
+	CHECK(dm_pin(&f.m, p, 5000, DM_PIN_USER, "stays", &pin_id) == 0);
+}
+
+static void work_as_a_secondary(void)
+{
+	allocate_and_free();
+	reserve_and_free_zones();
+	name_and_pin();
+	dm_threads_close(&f.m);
+}
+
+static void work_as_a_primary(void)
+{
+	char text[DM_ERROR_BYTES];
+
+	fixture_present(&f, 2, 0, 2, 0);
+	CHECK(dm_heap_take_segments(&f.m, 2, 0, 1, text) == 0);
+	dm_map_change(f.m.ctl, 2, 0, 1, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);
+	fixture_present(&f, 2, 0, 1, 0);
+	CHECK(dm_heap_take_segments(&f.m, 2, 0, 2, text) == 0);
+	dm_map_change(f.m.ctl, 2, 0, 2, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);
+}
+
+/* Every lock once: takes over what the dead hold. */
+static void take_all_locks(void)
+{
+	int got;
+
+	fixture_check_laws(&f);
+	CHECK(dm_zone_lock(&f.m, -1) == 0);
+	dm_zone_unlock(&f.m);
+	got = dm_lock_acquire(&f.m, &f.m.ctl->tag_lock, -1);
+	CHECK(got >= 0);
+	dm_lock_release(&f.m, &f.m.ctl->tag_lock);
+}
+
+static void wait_for_a_lock(void)
+{
+	CHECK(dm_heap_lock(&f.m, dm_heap_at(f.m.ctl, 0), -1) == 0);
+	dm_heap_unlock(&f.m, dm_heap_at(f.m.ctl, 0));
+}
+
+/* ---- killing ---- */
+
+static pid_t start_child(uint32_t owner_id, void (*script)(void), int point)
+{
+	pid_t pid = fork();
+
+	CHECK(pid >= 0);
+	if (pid != 0)
+		return pid;
+	fixture_attach(&f, owner_id);
+	kill_at = point;
+	script();
+	_exit(0);
+}
+
+/* True: it was killed at its point. False: it got through. */
+static bool was_killed(pid_t pid)
+{
+	int status = fixture_reap_child(pid);
+
+	CHECK(WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 0);
+	return WIFSIGNALED(status);
+}
+
+/* ---- what must be so afterwards ---- */
+
+static struct {
+	uint64_t block_bytes;
+	uint8_t *blocks[5];
+} parents;
+
+static void reserve_parents_zone(void)
+{
+	struct dm_memzone_spec spec = { .name = "parent's", .bytes = 5000, .numa_node = 0 };
+	struct dm_memzone z;
+
+	CHECK(dm_memzone_lookup(&f.m, "parent's", &z) == 0 || dm_memzone_reserve(&f.m, &spec, &z) == 0);
+}
+
+static void prepare(void)
+{
+	fixture_present(&f, 0, 0, 4, 0);
+	for (int i = 0; i < 5; i++) {
+		parents.blocks[i] = take(8000, 0);
+		memset(parents.blocks[i], i + 1, 8000);
+	}
+	reserve_parents_zone();
+	parents.block_bytes = fixture_block_bytes(&f);
+}
+
+static void check_nobody_else_holds_anything(void)
+{
+	const struct dm_control *c = f.m.ctl;
+
+	CHECK(c->zone_lock.word == 0 && c->tag_lock.word == 0);
+	for (uint32_t i = 0; i < c->n_heaps; i++)
+		CHECK(dm_heap_at(c, i)->lock.word == 0);
+	for (uint32_t i = 0; i < DM_MAX_LANES; i++)
+		CHECK(dm_lane_at(c, i)->word >> 32 <= DM_OWNER_PRIMARY);
+	for (uint32_t i = 0; i < DM_MAX_PINS; i++)
+		CHECK(dm_pin_at(c, i)->word == 0);
+	for (uint64_t seg = 0; seg < 4; seg++)
+		CHECK(dm_list_memseg(c, dm_list_at(c, 0), seg)->n_pins == 0);
+}
+
+static void check_private_blocks_are_gone(uint32_t owner_id)
+{
+	struct dm_block_cursor cursor = { 0 };
+	struct dm_block_info info;
+
+	while (dm_block_next(&f.m, &cursor, &info) == 0)
+		CHECK(info.owner_id != owner_id || !info.is_private);
+}
+
+static void check_every_byte(void)
+{
+	struct dm_block_cursor cursor = { 0 };
+	struct dm_block_info info;
+	uint64_t walked = 0;
+
+	while (dm_block_next(&f.m, &cursor, &info) == 0)
+		walked += info.bytes;
+	CHECK(walked == fixture_block_bytes(&f));
+	if (walked != parents.block_bytes)
+		fprintf(stderr, "walked %llu, parents %llu\n", (unsigned long long)walked, (unsigned long long)parents.block_bytes);
+	CHECK(walked == parents.block_bytes);
+	for (int i = 0; i < 5; i++)
+		for (int k = 0; k < 8000; k++)
+			CHECK(parents.blocks[i][k] == i + 1);
+}
+
+static void bring_to_order(uint32_t owner_id)
+{
+	struct dm_reap_report report;
+
+	CHECK(dm_reap_owner(&f.m, owner_id, &report) == 0);
+	fixture_check_laws(&f);
+	check_private_blocks_are_gone(owner_id);
+	CHECK(dm_owner_free_blocks(&f.m, owner_id, &report) == 0);
+}
+
+static void check_all(int point)
+{
+	if (point % 2) /* the locks are taken over by a locker, or by the reaper */
+		take_all_locks();
+	bring_to_order(FIXTURE_CHILD);
+	bring_to_order(SECOND_CHILD);
+	reserve_parents_zone();
+	fixture_check_laws(&f);
+	check_nobody_else_holds_anything();
+	check_every_byte();
+}
+
+/* ---- the proofs ---- */
+
+static int a_secondary_may_die_anywhere(void)
+{
+	int point = 1;
+
+	while (was_killed(start_child(FIXTURE_CHILD, work_as_a_secondary, point))) {
+		check_all(point);
+		CHECK(++point < MAX_POINTS);
+	}
+	check_all(point);
+	return point - 1;
+}
+
+static int a_primary_may_die_anywhere_in_the_heap(void)
+{
+	struct dm_list *l = dm_list_at(f.m.ctl, 2);
+	int point = 1;
+
+	for (; was_killed(start_child(FIXTURE_CHILD, work_as_a_primary, point)); CHECK(++point < MAX_POINTS)) {
+		for (uint32_t i = 0; i < f.m.ctl->n_heaps; i++) /* as an adopting primary does */
+			dm_heap_at(f.m.ctl, i)->needs_rebuild = 1;
+		check_all(point);
+		CHECK(l->n_free_pages == l->n_present * 512);
+		for (uint64_t seg = 0; seg < 2; seg++)
+			if (dm_seg_flags(f.m.ctl, l, seg) == DM_SEG_LEAVING)
+				dm_map_change(f.m.ctl, 2, seg, 1, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);
+		fixture_shrink(&f, 2);
+		CHECK(l->n_present == 0);
+	}
+	return point - 1;
+}
+
+static int whoever_takes_over_may_die_anywhere(int n_first)
+{
+	int n = 0;
+
+	for (int first = 1; first <= n_first; first += NESTED_STRIDE) {
+		bool killed = true;
+
+		for (int point = 1; killed; point++, n++) {
+			CHECK(was_killed(start_child(FIXTURE_CHILD, work_as_a_secondary, first)));
+			killed = was_killed(start_child(SECOND_CHILD, take_all_locks, point));
+			check_all(point);
+			CHECK(point < MAX_POINTS);
+			point += killed ? NESTED_STRIDE - 1 : 0;
+		}
+	}
+	return n;
+}
+
+static void a_waiter_may_die_anywhere(void)
+{
+	struct dm_heap *h = dm_heap_at(f.m.ctl, 0);
+	bool killed = true;
+
+	for (int point = 1; killed; point++) {
+		pid_t pid;
+		siginfo_t ended = { 0 };
+
+		CHECK(dm_heap_lock(&f.m, h, -1) == 0);
+		pid = start_child(FIXTURE_CHILD, wait_for_a_lock, point);
+		while (!(h->lock.word & DM_LOCK_WAITERS) && ended.si_pid == 0)
+			CHECK(waitid(P_PID, (id_t)pid, &ended, WEXITED | WNOHANG | WNOWAIT) == 0);
+		dm_heap_unlock(&f.m, h);
+		killed = was_killed(pid);
+		check_all(point);
+	}
+}
+
+int main(void)
+{
+	struct dm_memzone z;
+	int n, n_primary, n_nested;
+
+	fixture_open(&f);
+	prepare();
+	check_all(1);
+	n = a_secondary_may_die_anywhere();
+	n_primary = a_primary_may_die_anywhere_in_the_heap();
+	a_waiter_may_die_anywhere();
+	n_nested = whoever_takes_over_may_die_anywhere(n);
+	printf("killed at %d points of a secondary, %d of a primary, %d pairs\n", n, n_primary, n_nested);
+	for (int i = 0; i < 5; i++)
+		CHECK(dm_free(&f.m, parents.blocks[i]) == 0);
+	CHECK(dm_memzone_lookup(&f.m, "parent's", &z) == 0 && dm_memzone_free(&f.m, z.zone_idx, z.generation) == 0);
+	fixture_close(&f);
+	return 0;
+}
