@@ -1,0 +1,1 @@
+"""The process that owns the memory: supplies, growth and shrinking, the daemon."""

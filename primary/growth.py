@@ -1,0 +1,443 @@
+"""Growth and shrink of the map: one small state machine for each, from the request to the commit or the roll-back.
+
+Owns the order of the steps, and the undoing of each:
+
+    grow:   limits, slots (GROWING) -> pages -> IOVA -> map here -> round -> commit (PRESENT), heap
+    shrink: heap gives them up (LEAVING), FREE event -> round, own readers -> unmap here -> pages go -> slots (ABSENT)
+
+A failure undoes exactly what was done, in reverse, and reports the first cause. A growth whose round fails becomes an UNMAP
+round for the same segments before their pages go. A shrink cannot fail any more once the heap has given the memory up: it
+waits for the slowest, while its memory is nobody's.
+
+Laws: GROWING and LEAVING segments belong to exactly one job; present + growing bytes never exceed a limit; segments of the
+start-up minimum never leave.
+Who cleans up after a kill -9 of the primary: types.h's table: GROWING and LEAVING in the control segment tell a successor.
+Leaves out: what a round is (publication.py), which files (supplies.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from dpdkmem import native
+from dpdkmem.shared.errors import (
+    DeviceBusy,
+    DpdkmemError,
+    HugepagesExhausted,
+    LimitExceeded,
+    errno_error,
+)
+from dpdkmem.shared.kinds import SegmentForm, SupplyKind
+from dpdkmem.shared.messages import RoundOp, Run
+from dpdkmem.shared.model import EventType, SegState
+from dpdkmem.shared.units import align_up, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dpdkmem.native import PrimaryMemory
+    from dpdkmem.primary.limits import LimitGuard
+    from dpdkmem.primary.loop import Loop
+    from dpdkmem.primary.pagefinder import PageFinder
+    from dpdkmem.primary.publication import Failure, Member, Publisher
+    from dpdkmem.primary.supplies import SegmentFiles
+    from dpdkmem.shared.config import MemoryConfig
+    from dpdkmem.shared.model import GrowRequest, ListInfo
+
+_LOG = logging.getLogger(__name__)
+INLINE_BYTES: Final = (
+    32 << 20
+)  # pages up to this are made on the loop's thread: 1.5 ms at 21 GB/s (measured, Linux 6.18)
+_ACK_SPIN_US: Final = 400  # how long the loop waits for acknowledgements itself before it turns to others
+_READERS_POLL_S: Final = 0.001  # how often the primary's own readers of FREE are looked at
+_MAX_SHRINK_SEGMENTS: Final = 4096  # of one job, so that a huge shrink does not hold the loop
+_VMAS_PER_SEGMENT: Final = 2  # an isolated segment is a mapping and splits the hole
+
+Outcome = DpdkmemError | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemsegList:
+    """A list with its files."""
+
+    info: ListInfo
+    files: SegmentFiles
+
+
+@dataclass(slots=True)
+class GrowthStats:
+    """Counters for `dpdkmem stats`."""
+
+    n_grown: int = 0
+    n_grow_failed: int = 0
+    n_shrunk: int = 0
+    grown_bytes: int = 0
+    shrunk_bytes: int = 0
+    last_grow_us: float = 0.0
+    longest_grow_us: float = 0.0
+    last_failure: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class _Growth:
+    memseg_list: MemsegList
+    first: int
+    n: int
+    minimum: bool
+    done: Callable[[Outcome], None]
+    started: float
+
+    @property
+    def run(self) -> Run:
+        return Run(self.memseg_list.info.list_idx, self.first, self.n)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n * self.memseg_list.info.page_bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Shrink:
+    memseg_list: MemsegList
+    first: int
+    n: int
+    event_seq: int
+    done: Callable[[], None]
+
+    @property
+    def run(self) -> Run:
+        return Run(self.memseg_list.info.list_idx, self.first, self.n)
+
+
+class Growth:
+    """Grows and shrinks the map. Threads: the loop's; pages of big growths are made on one worker thread.
+
+    Args:
+        memory: of the primary.
+        loop: for the worker's answers and polling.
+        publisher: for rounds.
+        members: who takes part in a round on a list, for growth and for shrink.
+        lists: all memseg lists.
+        config: limits.
+        guard: limits of this process.
+        finder: makes a dry pool bigger, or says why pages are missing.
+    """
+
+    def __init__(  # noqa: PLR0917 - the parts that it ties together, once
+        self,
+        memory: PrimaryMemory,
+        loop: Loop,
+        publisher: Publisher,
+        members: Callable[[MemsegList, RoundOp], Sequence[Member]],
+        lists: Sequence[MemsegList],
+        config: MemoryConfig,
+        guard: LimitGuard,
+        finder: PageFinder,
+    ) -> None:
+        self._memory = memory
+        self._loop = loop
+        self._publisher = publisher
+        self._members = members
+        self._lists = lists
+        self._config = config
+        self._guard = guard
+        self._finder = finder
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="dm-pages")
+        self._growing_bytes: dict[int, int] = {}  # list -> bytes of GROWING segments
+        self._closed = False
+        self._iova_va = memory.control_info().iova_va
+        self.on_change: Callable[[EventType, Run, ListInfo], None] = lambda _type, _run, _info: None
+        self.on_failure: Callable[[DpdkmemError], None] = lambda _error: None
+        self.stats = GrowthStats()
+
+    def close(self) -> None:
+        """Wait for the worker. Blocks as long as the pages that it makes take."""
+        self._closed = True
+        self._worker.shutdown()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether pages are being made or published."""
+        return any(self._growing_bytes.values())
+
+    # ---- growing ----
+
+    def grow(self, request: GrowRequest, done: Callable[[Outcome], None]) -> None:
+        """Make room for one block; `done` is called once, with None or the first cause of the failure."""
+        first_cause: DpdkmemError | None = None
+        for memseg_list in self._candidates(request):
+            n = self._segments_for(memseg_list, request)
+            try:
+                self._start(memseg_list, n, request.align, done)
+            except DpdkmemError as error:
+                first_cause = first_cause or error
+                continue
+            return
+        self._fail(done, first_cause or self._no_list(request))
+
+    def grow_minimum(self, memseg_list: MemsegList, n: int, done: Callable[[Outcome], None]) -> None:
+        """Make n segments that stay until the end."""
+        try:
+            self._start(memseg_list, n, 0, done, minimum=True)
+        except DpdkmemError as error:
+            self._fail(done, error)
+
+    def _candidates(self, request: GrowRequest) -> list[MemsegList]:
+        """Return the lists of the heap, smallest pages first, as DPDK tries them."""
+        lists = [one for one in self._lists if one.info.heap_idx == request.heap_idx]
+        if request.page_bytes:
+            lists = [one for one in lists if one.info.page_bytes == request.page_bytes]
+        return sorted(lists, key=lambda one: one.info.page_bytes)
+
+    @staticmethod
+    def _segments_for(memseg_list: MemsegList, request: GrowRequest) -> int:
+        page_bytes = memseg_list.info.page_bytes
+        slab_bytes = native.SLAB_BYTES if request.bytes <= native.SMALL_MAX_BYTES else 0
+        return align_up(max(request.bytes, slab_bytes), page_bytes) // page_bytes
+
+    @staticmethod
+    def _no_list(request: GrowRequest) -> DpdkmemError:
+        page = f" of {format_size(request.page_bytes)} pages" if request.page_bytes else ""
+        return errno_error(errno.ENOMEM, f"no memseg list{page} belongs to heap {request.heap_idx}")
+
+    def _start(
+        self,
+        memseg_list: MemsegList,
+        n: int,
+        align: int,
+        done: Callable[[Outcome], None],
+        *,
+        minimum: bool = False,
+    ) -> None:
+        info = memseg_list.info
+        self._check_limits(memseg_list, n)
+        slot_align = max(align // info.page_bytes, native.SLAB_BYTES // info.page_bytes, 1)
+        first = self._memory.find_absent(info.list_idx, n, slot_align)
+        if first is None:
+            raise LimitExceeded(
+                errno.ENOSPC,
+                f"{format_size(n * info.page_bytes)} in one piece do not fit in the window of list {info.list_idx}: raise "
+                f"--pagesz-mem {format_size(info.page_bytes)}:…, or use smaller blocks",
+            )
+        job = _Growth(memseg_list, first, n, minimum, done, time.monotonic())
+        self._memory.change(info.list_idx, first, n, SegState.GROWING)
+        self._growing_bytes[info.list_idx] = self._growing_bytes.get(info.list_idx, 0) + job.n_bytes
+        if job.n_bytes > INLINE_BYTES:
+            future = self._worker.submit(self._make, job)
+            future.add_done_callback(
+                lambda made: self._loop.call_soon_threadsafe(lambda: self._made(job, made.exception()))
+            )
+            return
+        try:
+            self._make(job)
+        except DpdkmemError as error:
+            self._made(job, error)
+            return
+        self._made(job, None)
+
+    def _check_limits(self, memseg_list: MemsegList, n: int) -> None:
+        info = self._memory.list(memseg_list.info.list_idx)
+        wanted = n * info.page_bytes
+        self._check_node_limit(info.numa_node, wanted)
+        growing = self._growing_bytes.get(info.list_idx, 0)
+        if info.n_present * info.page_bytes + growing + wanted > info.limit_segments * info.page_bytes:
+            raise LimitExceeded(
+                errno.ENOMEM,
+                f"{format_size(wanted)} more of {format_size(info.page_bytes)} pages on NUMA node {info.numa_node} would "
+                f"exceed the limit of {format_size(info.limit_segments * info.page_bytes)}; "
+                f"{format_size(info.n_present * info.page_bytes + growing)} are in use: raise --pagesz-mem",
+            )
+        if info.form is SegmentForm.PER_SEGMENT:
+            self._guard.check_descriptors(n)
+            self._guard.check_map_count(_VMAS_PER_SEGMENT * n)
+            self._guard.check_file_size(info.page_bytes)
+
+    def _check_node_limit(self, numa_node: int, wanted: int) -> None:
+        limit = self._config.node_limit_bytes(numa_node)
+        if limit is None:
+            return
+        used = sum(
+            info.n_present * info.page_bytes + self._growing_bytes.get(info.list_idx, 0)
+            for info in self._memory.lists()
+            if info.numa_node == numa_node
+        )
+        if used + wanted > limit:
+            raise LimitExceeded(
+                errno.ENOMEM,
+                f"{format_size(wanted)} more on NUMA node {numa_node} would exceed its limit of {format_size(limit)} "
+                f"(--socket-limit); {format_size(used)} are in use: free some, or raise the limit",
+            )
+
+    def _make(self, job: _Growth) -> None:
+        """Make the pages; on the worker or the loop's thread. A dry pool is filled if that is allowed, once."""
+        try:
+            job.memseg_list.files.make(job.first, job.n)
+        except HugepagesExhausted:
+            info = job.memseg_list.info
+            if info.supply is SupplyKind.PLAIN_MEMFD:
+                raise
+            self._finder.find(info, job.n)
+            try:
+                job.memseg_list.files.make(job.first, job.n)
+            except HugepagesExhausted:
+                raise self._finder.shortage(info, job.n) from None
+
+    def _made(self, job: _Growth, error: BaseException | None) -> None:
+        if error is not None:
+            self._undo_slots(job)
+            self._fail(job.done, error if isinstance(error, DpdkmemError) else _wrap(error))
+            return
+        try:
+            job.memseg_list.files.map(job.first, job.n)
+        except DpdkmemError as map_error:
+            job.memseg_list.files.release(job.first, job.n)
+            self._undo_slots(job)
+            self._fail(job.done, map_error)
+            return
+        self._set_iova(job)
+        self._publish(job)
+
+    def _set_iova(self, job: _Growth) -> None:
+        info = job.memseg_list.info
+        if self._iova_va:
+            return  # set with the slots
+        vaddrs = [info.base_vaddr + seg * info.page_bytes for seg in range(job.first, job.first + job.n)]
+        self._memory.set_iova(info.list_idx, job.first, [native.physical_address(vaddr) for vaddr in vaddrs])
+
+    def _publish(self, job: _Growth) -> None:
+        files = job.memseg_list.files
+        members = self._members(job.memseg_list, RoundOp.MAP)
+        laggards = self._publisher.laggards()
+        owing = [laggards[m.owner_id] for m in members if m.owner_id in laggards]
+        if owing:
+            busy = DeviceBusy(
+                errno.EBUSY,
+                f"the map cannot grow: {', '.join(owing)} still owes an answer to an earlier round. Let it run, end it, or "
+                "start the primary with --on-lag=evict",
+            )
+            self._unmade(job, busy)
+            return
+        self._publisher.start(
+            RoundOp.MAP, (job.run,), tuple(files.fds(job.first, job.n)), members,
+            lambda failures: self._published(job, failures),
+        )  # fmt: skip
+        self._publisher.poll_acks(_ACK_SPIN_US)
+
+    def _published(self, job: _Growth, failures: list[Failure]) -> None:
+        if failures:
+            self._roll_back(job, failures)
+            return
+        info = job.memseg_list.info
+        self._memory.change(
+            info.list_idx, job.first, job.n, SegState.PRESENT, minimum=job.minimum, event=EventType.ALLOC
+        )
+        self._growing_bytes[info.list_idx] -= job.n_bytes
+        self._memory.heap_add(info.list_idx, job.first, job.n)
+        self._count(job)
+        self.on_change(EventType.ALLOC, job.run, info)
+        job.done(None)
+
+    def _count(self, job: _Growth) -> None:
+        us = (time.monotonic() - job.started) * 1e6
+        self.stats.n_grown += 1
+        self.stats.grown_bytes += job.n_bytes
+        self.stats.last_grow_us = us
+        self.stats.longest_grow_us = max(self.stats.longest_grow_us, us)
+
+    def _roll_back(self, job: _Growth, failures: list[Failure]) -> None:
+        """Answer at once; the pages go when everybody has unmapped them again."""
+        silent = [failure for failure in failures if not failure.errno]
+        why = "; ".join(str(failure) for failure in failures)
+        cure = (
+            "let it run, end it, or start the primary with --on-lag=evict"
+            if silent
+            else "raise its limits (descriptors: ulimit -n; mappings: vm.max_map_count), or use --single-file-segments"
+        )
+        error = errno_error(
+            errno.ETIMEDOUT if silent else failures[0].errno,
+            f"{format_size(job.n_bytes)} could not be mapped by everybody and were given back: {why}: {cure}",
+        )
+        members = self._members(job.memseg_list, RoundOp.MAP)
+        self._publisher.start(RoundOp.UNMAP, (job.run,), (), members, lambda _: self._unmade(job, None))
+        self._fail(job.done, error)
+
+    def _unmade(self, job: _Growth, error: DpdkmemError | None) -> None:
+        job.memseg_list.files.unmap(job.first, job.n)
+        job.memseg_list.files.release(job.first, job.n)
+        self._undo_slots(job)
+        if error is not None:
+            self._fail(job.done, error)
+
+    def _undo_slots(self, job: _Growth) -> None:
+        info = job.memseg_list.info
+        self._memory.change(info.list_idx, job.first, job.n, SegState.ABSENT)
+        self._growing_bytes[info.list_idx] -= job.n_bytes
+
+    def _fail(self, done: Callable[[Outcome], None], error: DpdkmemError) -> None:
+        self.stats.n_grow_failed += 1
+        self.stats.last_failure = str(error)
+        self.on_failure(error)
+        done(error)
+
+    # ---- shrinking ----
+
+    def shrink(self, keep: int) -> int:
+        """Give back whole free segments beyond `keep` of each list; return how many are on their way."""
+        n = 0
+        for memseg_list in self._lists:
+            for run in self._memory.heap_free_runs(memseg_list.info.list_idx, keep):
+                n += self._shrink_run(memseg_list, run)
+        return n
+
+    def _shrink_run(self, memseg_list: MemsegList, run: Run) -> int:
+        n = 0
+        while n < run.n_segs:
+            part = min(run.n_segs - n, _MAX_SHRINK_SEGMENTS)
+            try:
+                self._start_shrink(memseg_list, run.first_seg + n, part)
+            except (
+                DpdkmemError,
+                OSError,
+            ) as error:  # somebody took a block, or a pin, or holds the lock: next time
+                _LOG.debug("not shrunk: %s", error)
+                return n
+            n += part
+        return n
+
+    def _start_shrink(self, memseg_list: MemsegList, first: int, n: int) -> None:
+        info = memseg_list.info
+        self._memory.heap_take(info.list_idx, first, n)
+        seq = self._memory.change(info.list_idx, first, n, SegState.LEAVING, event=EventType.FREE)
+        job = _Shrink(memseg_list, first, n, seq, lambda: None)
+        self.on_change(EventType.FREE, job.run, info)
+        members = self._members(memseg_list, RoundOp.UNMAP)
+        self._publisher.start(
+            RoundOp.UNMAP, (job.run,), (), members, lambda _: self._await_own_readers(job), event_seq=seq
+        )
+
+    def _await_own_readers(self, job: _Shrink) -> None:
+        consumed = self._memory.readers_consumed()
+        if not self._closed and consumed is not None and consumed < job.event_seq:
+            self._loop.call_later(_READERS_POLL_S, lambda: self._await_own_readers(job))
+            return
+        self._shrunk(job)
+
+    def _shrunk(self, job: _Shrink) -> None:
+        info = job.memseg_list.info
+        job.memseg_list.files.unmap(job.first, job.n)
+        job.memseg_list.files.release(job.first, job.n)
+        self._memory.change(info.list_idx, job.first, job.n, SegState.ABSENT)
+        self.stats.n_shrunk += 1
+        self.stats.shrunk_bytes += job.n * info.page_bytes
+        job.done()
+
+
+def _wrap(error: BaseException) -> DpdkmemError:
+    if isinstance(error, OSError):
+        return errno_error(error.errno or errno.EIO, f"making the pages failed: {error}")
+    raise error

@@ -1,0 +1,461 @@
+"""The primary as one object: everything it owns, wired together. daemon.py runs it as a program, embedded.py in a thread.
+
+Owns the order of starting and ending, and what the parts ask of each other; each part's own rules are in its file.
+
+    start: prefix lock -> host -> layout -> control segment, window -> files -> minimum -> sockets
+    end:   sockets -> sessions (END) -> files -> window, control segment -> pool -> lock
+
+A failure on the way up takes down what was up, in reverse. Who cleans up after a kill -9: the next primary of the prefix
+(leftover sockets and files), the kernel (memfds with their last mapper).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import resource
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+from dpdkmem.native import PrimaryMemory
+from dpdkmem.primary.backend import Backend
+from dpdkmem.primary.control import ControlServer
+from dpdkmem.primary.growth import Growth, MemsegList
+from dpdkmem.primary.hugepages import HostPages
+from dpdkmem.primary.hugetlbfs import clean_stale_files
+from dpdkmem.primary.layout import plan
+from dpdkmem.primary.limits import LimitGuard
+from dpdkmem.primary.loop import READABLE, Loop
+from dpdkmem.primary.minimum import plan_minimum
+from dpdkmem.primary.pagefinder import PageFinder
+from dpdkmem.primary.publication import Publisher
+from dpdkmem.primary.reserver import HugepageReserver
+from dpdkmem.primary.sessions import SessionTable
+from dpdkmem.primary.supplies import FilePlace, open_files
+from dpdkmem.shared import runtime
+from dpdkmem.shared.channel import SeqpacketListener
+from dpdkmem.shared.config import check_host
+from dpdkmem.shared.control_wire import Topic
+from dpdkmem.shared.errors import (
+    DpdkmemError,
+    HugepagesExhausted,
+    LimitExceeded,
+    NotPermitted,
+    ResourceError,
+    Unsupported,
+)
+from dpdkmem.shared.fds import presize_fd_table
+from dpdkmem.shared.kinds import HugeUnlink, SegmentForm, SupplyKind
+from dpdkmem.shared.messages import Done, RoundOp, Run
+from dpdkmem.shared.model import GrowRequest, PrimaryState
+from dpdkmem.shared.prefix_lock import prefix_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from dpdkmem.primary.publication import Member
+    from dpdkmem.primary.sessions import Session
+    from dpdkmem.shared.config import Config
+    from dpdkmem.shared.messages import Grow
+    from dpdkmem.shared.model import EventType, ListInfo, ReapReport
+    from dpdkmem.shared.runtime import RuntimePaths
+
+_LOG = logging.getLogger(__name__)
+_HOUSEKEEPING_S: Final = 1.0  # how late a missed hint to shrink is noticed
+_CROWDED_S: Final = 0.002  # how long growth pauses for a session that cannot catch up with the map
+_GIVE_BACK_S: Final = 0.2  # pages go back to the pool some time after a shrink, not with every page of it
+_MAX_FD_TABLE: Final = (
+    65536  # descriptors for which the table is made at start; growing it later stalls every thread
+)
+_ALLOC_IOVA_CONTIG: Final = 8  # DM_ALLOC_IOVA_CONTIG
+
+
+class Primary:
+    """The owner of one prefix's memory. `start()`, `run()`, `close()`; also a context manager that does the first and last.
+
+    Args:
+        config: resolved, of a primary.
+
+    Threads: `stop()` from any, and what Memory offers of `native`; all else from one thread, which is the loop's.
+    """
+
+    def __init__(self, config: Config) -> None:
+        if config.memory.legacy_mem:
+            raise Unsupported("--legacy-mem", "a later version: leave it out, memory is then made on demand")
+        self.config = config
+        self.paths: RuntimePaths = runtime.runtime_paths(config.file_prefix)
+        self._stack = contextlib.ExitStack()
+        self.started_ns = time.time_ns()
+        self.control: ControlServer | None = None
+        self._loop_thread: int | None = None
+        self._give_back_pending = False
+        self._publish_pending = False
+
+    # ---- life ----
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Take the prefix, make the memory and the sockets.
+
+        Raises:
+            DpdkmemError: with the cause and the cure; nothing stays behind.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self) -> None:
+        """Serve until `stop()`. Blocks."""
+        self._loop_thread = threading.get_ident()
+        self.native.set_state(PrimaryState.SERVING)
+        self.loop.run()
+
+    def stop(self) -> None:
+        """Make `run()` return; from any thread and from signal handlers."""
+        self.loop.stop()
+
+    def close(self) -> None:
+        """End in order: sessions get END, files and sockets go, pages go back to the pool. Again does nothing."""
+        self._stack.close()
+
+    def _start(self) -> None:
+        stack = self._stack
+        self.lock = prefix_lock(self.paths, in_memory=self.config.pages.in_memory)
+        self.lock.acquire()
+        stack.callback(self.lock.release)
+        _raise_descriptor_limit()
+        self.guard = LimitGuard()
+        self._look_at_host()
+        self._make_memory()
+        self._make_parts()
+        self._make_minimum()
+        if self.config.sessions.accept_secondaries:
+            self._open_sockets()
+        self.loop.call_later(_HOUSEKEEPING_S, self._housekeep)
+
+    def _look_at_host(self) -> None:
+        host = HostPages.read()
+        self.layout = plan(self.config, host, _memory_bytes())
+        sizes = (
+            [size.page_bytes for size in host.sizes]
+            if self.layout.supply is not SupplyKind.PLAIN_MEMFD
+            else []
+        )
+        check_host(self.config.memory, host.numa_nodes, sizes or [4096])
+        for note in (*self.layout.notes, *self.config.notes, *map(str, self.config.ignored_options)):
+            _LOG.warning("%s", note)
+        self._mounts = {m.page_bytes: m for m in host.mounts if m.page_bytes in self.layout.folders}
+        reserve = self.config.memory.reserve_hugepages_bytes
+        self.finder = PageFinder(HugepageReserver(reserve) if reserve else None, self._mounts)
+        self._stack.callback(self._give_back_last)
+        for folder in self.layout.folders.values():
+            if self.config.pages.huge_unlink is not HugeUnlink.NEVER:
+                clean_stale_files(folder, self.config.file_prefix)
+
+    def _make_memory(self) -> None:
+        window = sum(one.window_bytes for one in self.layout.spec.lists)
+        self.guard.check_address_space(window + window // 8)  # the control segment is 6.5 % of the window
+        if any(one.form is SegmentForm.ONE_FILE for one in self.layout.spec.lists):
+            self.guard.check_file_size(max(one.window_bytes for one in self.layout.spec.lists))
+        self.native = PrimaryMemory.create(self.layout.spec, self._grow_here, self._ring_here)
+        self._stack.callback(self.native.destroy)
+        if not self.native.guarded and self.config.form is SegmentForm.ONE_FILE:
+            raise NotPermitted(
+                errno.EPERM,
+                "one-file lists need userfaultfd(2) in the primary, and this process may not use it: grant access to "
+                "/dev/userfaultfd, or run as root, or leave out --single-file-segments",
+            )
+        self.lists = self._open_lists()
+
+    def _open_lists(self) -> tuple[MemsegList, ...]:
+        pages = self.config.pages
+        lists: list[MemsegList] = []
+        for info in self.native.lists():
+            place = FilePlace(
+                self.layout.supply,
+                self.config.file_prefix,
+                self.layout.folders.get(info.page_bytes),
+                pages.huge_unlink,
+            )
+            files = open_files(self.native, info, place)
+            self._stack.callback(files.close, keep_names=pages.huge_unlink is HugeUnlink.NEVER)
+            lists.append(MemsegList(info, files))
+        return tuple(lists)
+
+    def _make_parts(self) -> None:
+        config = self.config
+        self.loop = Loop(lambda error: _LOG.error("a callback failed", exc_info=error))
+        self._stack.callback(self.loop.close)
+        self.sessions = SessionTable(self.native, self.loop, config.sessions, self)
+        self.publisher = Publisher(
+            self.native,
+            self.loop,
+            self.sessions.broadcast,
+            config.sessions.ack_timeout_ns / 1e9,
+            config.sessions.on_lag,
+        )
+        self._stack.callback(self.publisher.close)
+        self.sessions.ack_fd = self.publisher.ack_fd
+        self.growth = Growth(
+            self.native,
+            self.loop,
+            self.publisher,
+            self._members,
+            self.lists,
+            config.memory,
+            self.guard,
+            self.finder,
+        )
+        self.growth.on_change = self._on_change
+        self.growth.on_failure = self._on_grow_failed
+        self._stack.callback(self._close_parts)
+
+    def _close_parts(self) -> None:
+        self.native.set_state(PrimaryState.ENDING)
+        self.sessions.close("the primary ends")
+        self.growth.close()
+        self.native.set_state(PrimaryState.ENDED)
+
+    def _make_minimum(self) -> None:
+        """Make the start-up minimum, turning the loop meanwhile; all of it or an error."""
+        self._loop_thread = threading.get_ident()
+        for memseg_list, n in plan_minimum(self.config.memory, self.lists):
+            outcomes: list[DpdkmemError | None] = []
+            self.growth.grow_minimum(memseg_list, n, outcomes.append)
+            while not outcomes:
+                self.loop.turn(None)
+            if outcomes[0] is not None:
+                raise outcomes[0]
+
+    def _open_sockets(self) -> None:
+        runtime.prepare(self.paths, open_to_others=self.config.sessions.open_to_others)
+        mode = (
+            0o666 if self.config.sessions.open_to_others else 0o600
+        )  # who may attach is judged by SO_PEERCRED
+        listener = SeqpacketListener(self.paths.session_socket, mode=mode)
+        self._stack.callback(listener.close)
+        self.sessions.listen(listener)
+        self._stack.callback(self.loop.remove, listener.fileno())
+        self.control = ControlServer(self.paths, Backend(self))
+        self._stack.callback(self._close_control)
+        for fd in self.control.fds():
+            self.loop.add(fd, READABLE, self._on_query)
+            self._stack.callback(self.loop.remove, fd)
+
+    def _on_query(self, _: int) -> None:
+        if self.control is not None:
+            self.control.on_readable()
+
+    def _close_control(self) -> None:
+        control, self.control = self.control, None
+        if control is not None:
+            control.close()
+
+    # ---- hooks of the sessions ----
+
+    def grow(self, session: Session, request: Grow) -> None:
+        """Serve a GROW."""
+        wanted = GrowRequest(
+            bytes=request.size_bytes,
+            align=request.align_bytes,
+            page_bytes=request.page_bytes,
+            heap_idx=request.heap_idx,
+            flags=_ALLOC_IOVA_CONTIG if request.iova_contiguous else 0,
+        )
+        self._grow_when_possible(
+            wanted, lambda outcome: self.sessions.answer(session, _done(request, outcome))
+        )
+
+    def trim(self) -> None:
+        """Memsegs fell free somewhere."""
+        if self.native.take_shrink_wanted():
+            self._shrink()
+
+    def snapshot(self, *, one_file_runs: bool) -> tuple[tuple[Run, ...], int]:
+        """Return the runs that a session must be told of, and the map version."""
+        runs = self.native.map_runs()
+        wanted = tuple(
+            run
+            for run in runs.runs
+            if one_file_runs or self.lists[run.list_idx].info.form is SegmentForm.PER_SEGMENT
+        )
+        return wanted, runs.version
+
+    def segment_fds(self, runs: Iterable[Run]) -> tuple[list[Run], list[int]]:
+        """Return what is still there of the runs, and a descriptor per segment."""
+        kept: list[Run] = []
+        fds: list[int] = []
+        for run in runs:
+            files = self.lists[run.list_idx].files
+            there = [seg for seg in range(run.first_seg, run.first_seg + run.n_segs) if files.has(seg)]
+            kept += [run] if len(there) == run.n_segs else [Run(run.list_idx, seg, 1) for seg in there]
+            fds += [fd for seg in there for fd in files.fds(seg, 1)]
+        return kept, fds
+
+    def list_files(self) -> list[tuple[int, int]]:
+        """Return the files of one-file lists."""
+        return [(one.info.list_idx, one.files.list_fd) for one in self.lists if one.files.list_fd is not None]
+
+    def joined(self, session: Session) -> None:
+        """Let a new member into the rounds that run."""
+        _LOG.info("%s attached", session.describe())
+        self.publisher.join(session)
+        self._tell(Topic.SESSION, "attached", session)
+
+    def ended(self, session: Session, why: str) -> None:
+        """Count a session out."""
+        _LOG.info("%s ended: %s", session.describe(), why)
+        self.publisher.forget(session)
+        self._tell(Topic.SESSION, "ended", session, reason=why)
+
+    def _tell(self, topic: Topic, what: str, session: Session, **more: object) -> None:
+        if self.control is not None:
+            about = {
+                "type": what,
+                "owner_id": session.owner_id,
+                "name": session.name,
+                "pid": session.peer.pid,
+            }
+            self.control.publish(topic, about | more)
+
+    def reaped(self, session: Session, report: ReapReport) -> None:
+        """Take note of what a dead process left; its free memory may go."""
+        if report.n_orphaned or report.n_zones_orphaned:
+            _LOG.warning(
+                "%s left %d blocks (%d bytes) and %d memzones: `dpdkmem heaps --by owner` lists them",
+                session.describe(), report.n_orphaned, report.orphaned_bytes, report.n_zones_orphaned,
+            )  # fmt: skip
+        self._tell(Topic.SESSION, "reaped", session, **dataclasses.asdict(report))
+        self.trim()
+
+    # ---- growth and shrink ----
+
+    def _grow_when_possible(self, request: GrowRequest, done: Callable[[DpdkmemError | None], None]) -> None:
+        if self.sessions.is_crowded:
+            self.loop.call_later(_CROWDED_S, lambda: self._grow_when_possible(request, done))
+            return
+        self.growth.grow(request, done)
+
+    def _members(self, memseg_list: MemsegList, op: RoundOp) -> Sequence[Member]:
+        members = self.sessions.members
+        if memseg_list.info.form is SegmentForm.PER_SEGMENT:
+            return members
+        return [
+            session
+            for session in members
+            if not session.protocol.is_guarded
+            or (op is RoundOp.UNMAP and self.native.wants_free_rounds(session.owner_id))
+        ]
+
+    def _shrink(self) -> None:
+        if self.growth.shrink(0) and not self._give_back_pending:
+            self._give_back_pending = True
+            self.loop.call_later(_GIVE_BACK_S, self._give_back)
+
+    def _give_back(self) -> None:
+        if self.growth.is_busy:  # the finder is in use on the thread that makes pages
+            self.loop.call_later(_GIVE_BACK_S, self._give_back)
+            return
+        self._give_back_pending = False
+        self._give_back_last()
+
+    def _give_back_last(self) -> None:
+        try:
+            kept_bytes = self.finder.give_back()
+        except DpdkmemError as error:
+            _LOG.warning("pages could not go back to the pool: %s", error)
+            return
+        if kept_bytes:
+            _LOG.debug("%d bytes that --reserve-hugepages took are still in use", kept_bytes)
+
+    def _on_change(self, event: EventType, run: Run, info: ListInfo) -> None:
+        _LOG.debug(
+            "%s: list %d segments [%d, %d)",
+            event.name,
+            info.list_idx,
+            run.first_seg,
+            run.first_seg + run.n_segs,
+        )
+        if self.control is not None and not self._publish_pending:
+            self._publish_pending = True
+            self.loop.call_soon(self._publish_map)
+
+    def _publish_map(self) -> None:
+        """After the turn that changed the map, so that no subscriber delays an answer."""
+        self._publish_pending = False
+        if self.control is not None:
+            self.control.publish_map_events()
+
+    def _on_grow_failed(self, error: DpdkmemError) -> None:
+        _LOG.warning("the map did not grow: %s", error)
+        if self.control is not None:
+            topic = Topic.LIMIT if isinstance(error, (LimitExceeded, HugepagesExhausted)) else Topic.FAULT
+            self.control.publish(topic, {"type": "grow_failed", "code": error.code, "text": str(error)})
+
+    def _housekeep(self) -> None:
+        self.lock.answer_looks()
+        self.native.take_shrink_wanted()
+        self._shrink()
+        self.loop.call_later(_HOUSEKEEPING_S, self._housekeep)
+
+    # ---- the primary's own threads ----
+
+    def _grow_here(self, request: GrowRequest) -> tuple[int, str]:
+        """Serve a thread of this process: the loop does it, the thread waits."""
+        if threading.get_ident() == self._loop_thread:
+            return (
+                -errno.EDEADLK,
+                "the primary's loop thread cannot wait for its own growth: allocate in another thread",
+            )
+        answered = threading.Event()
+        outcomes: list[DpdkmemError | None] = []
+
+        def done(outcome: DpdkmemError | None) -> None:
+            outcomes.append(outcome)
+            answered.set()
+
+        self.loop.call_soon_threadsafe(lambda: self._grow_when_possible(request, done))
+        answered.wait()
+        outcome = outcomes[0]
+        return (0, "") if outcome is None else (-_errno_of(outcome), _text_of(outcome))
+
+    def _ring_here(self) -> None:
+        self.loop.call_soon_threadsafe(self.trim)
+
+
+def _errno_of(error: DpdkmemError) -> int:
+    return error.errno or errno.EIO if isinstance(error, ResourceError) else errno.EIO
+
+
+def _done(request: Grow, outcome: DpdkmemError | None) -> Done:
+    if outcome is None:
+        return Done(request.request_id, 0, retryable=False, text="")
+    return Done(request.request_id, _errno_of(outcome), outcome.retryable, _text_of(outcome))
+
+
+def _text_of(error: DpdkmemError) -> str:
+    """Return the words without the errno, which the status says."""
+    return error.text if isinstance(error, ResourceError) else str(error)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _raise_descriptor_limit() -> None:
+    """Take all descriptors that we may have, and make the table big while there is only one thread (it stalls them all)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    presize_fd_table(min(hard, _MAX_FD_TABLE) if hard != resource.RLIM_INFINITY else _MAX_FD_TABLE)

@@ -1,0 +1,510 @@
+"""Who is attached: the sessions, from accept(2) to the proof of death.
+
+Owns each session's channel, protocol state, owner slot and pidfd, and what is sent to whom. A `Session` is the primary's view of
+one secondary; what its requests mean for the memory is the daemon's business (`Hooks`).
+
+Rules: identity is the pidfd and a random session id, never a PID. The end of a socket is suspicion: the session takes part
+in nothing any more, but what it owned is touched only when the pidfd proves death (or it said goodbye and no thread of it
+holds a lane). One peer's fault ends one session, with a reason in words, and nobody else's.
+Who cleans up after a kill -9 of a secondary: its pidfd becomes readable; `_on_death()` counts it out of every round, has its
+locks, lanes and private blocks brought to order by `PrimaryMemory.reap()`, and lists the rest as orphaned.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from dpdkmem import native
+from dpdkmem.primary.loop import READABLE, WRITABLE
+from dpdkmem.shared.errors import (
+    DpdkmemError,
+    InternalError,
+    LimitExceeded,
+    PeerGone,
+    PeerProtocolError,
+    ResourceError,
+)
+from dpdkmem.shared.messages import (
+    MAX_RUNS,
+    NO_SLOT,
+    Attached,
+    Bye,
+    End,
+    EndCode,
+    Grow,
+    Hello,
+    ListFiles,
+    Ready,
+    Round,
+    RoundOp,
+    Run,
+    Segments,
+    Synced,
+    Trim,
+    Welcome,
+    split_runs,
+)
+from dpdkmem.shared.model import OwnerState
+from dpdkmem.shared.protocol import PrimarySession, PrimaryState, SessionEnded, Supported, Timeouts, end_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dpdkmem.native import PrimaryMemory
+    from dpdkmem.primary.loop import Loop, Timer
+    from dpdkmem.primary.publication import Member
+    from dpdkmem.shared.channel import PeerCredentials, SeqpacketChannel, SeqpacketListener
+    from dpdkmem.shared.config import SessionConfig
+    from dpdkmem.shared.fds import Fd
+    from dpdkmem.shared.messages import (
+        Done,
+        Message,
+    )
+    from dpdkmem.shared.model import ReapReport
+
+_LOG = logging.getLogger(__name__)
+_RETRY_S: Final = 0.005  # until a send that the system, not the peer, had no room for is tried again
+_PACKETS_PER_TURN: Final = 16  # of one session, so that a loud one does not starve the others
+
+
+class Hooks(Protocol):
+    """What the daemon does for sessions."""
+
+    def grow(self, session: Session, request: Grow) -> None:
+        """Serve a request; `SessionTable.answer()` is called when it is done."""
+
+    def trim(self) -> None:
+        """Memsegs fell free."""
+
+    def snapshot(self, *, one_file_runs: bool) -> tuple[tuple[Run, ...], int]:
+        """Return the PRESENT runs that are to be announced, and the map version."""
+
+    def segment_fds(self, runs: Iterable[Run]) -> tuple[list[Run], list[int]]:
+        """Return what of per-segment runs is still there, and a descriptor per segment of it; they stay the map's."""
+
+    def list_files(self) -> list[tuple[int, int]]:
+        """Return (list index, descriptor) of the one-file lists."""
+
+    def joined(self, session: Session) -> None:
+        """A session became a member."""
+
+    def ended(self, session: Session, why: str) -> None:
+        """A session ended; it is counted out of every round."""
+
+    def reaped(self, session: Session, report: ReapReport) -> None:
+        """What a dead process left was brought to order."""
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One secondary, as the primary sees it."""
+
+    table: SessionTable
+    channel: SeqpacketChannel
+    protocol: PrimarySession
+    peer: PeerCredentials
+    pidfd: Fd
+    session_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    owner_id: int = 0
+    name: str = ""
+    announced: set[tuple[int, int]] = field(default_factory=set)
+    """(list, segment) that were sent before it became a member; empty from then on."""
+    outbox: deque[Synced | Segments | tuple[Run, ...]] = field(default_factory=deque)
+    """What of a snapshot waits until the peer has read what went before: descriptors in flight are limited (unix(7))."""
+    n_catch_ups: int = 0
+    attached_at: float = 0.0
+    said_goodbye: bool = False
+    over: bool = False
+    timer: Timer | None = None
+    wants_write: bool = False
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it takes part in rounds."""
+        return not self.over and self.protocol.state is PrimaryState.MEMBER
+
+    def describe(self) -> str:
+        """Return who it is, for messages."""
+        return f"{self.name or 'a secondary'} (process {self.peer.pid}, session {self.owner_id})"
+
+    def evict(self, why: str) -> None:
+        """End it with a reason."""
+        self.table.end(self, End(EndCode.EVICTED, retryable=False, text=f"evicted: {why}"), why)
+
+
+class SessionTable:
+    """All sessions. Threads: the loop's.
+
+    Args:
+        memory: of the primary.
+        loop: for sockets, pidfds and deadlines.
+        config: who may attach.
+        hooks: the daemon.
+        layout_version: of the control segment.
+    """
+
+    def __init__(self, memory: PrimaryMemory, loop: Loop, config: SessionConfig, hooks: Hooks) -> None:
+        self._memory = memory
+        self._loop = loop
+        self._config = config
+        self._hooks = hooks
+        self._supported = Supported(native.LAYOUT_VERSION)
+        self._timeouts = Timeouts(greeting_s=config.handshake_timeout_ns / 1e9)
+        self._sessions: dict[int, Session] = {}  # by the session socket's descriptor at accept
+        self._dying: dict[int, Session] = {}  # by pidfd: over, not proved dead
+        self.ack_fd = -1
+        self.n_accepted = 0
+        self.n_refused = 0
+
+    @property
+    def all(self) -> list[Session]:
+        """Sessions that are not over."""
+        return list(self._sessions.values())
+
+    @property
+    def members(self) -> list[Session]:
+        """Sessions that take part in rounds."""
+        return [session for session in self._sessions.values() if session.is_member]
+
+    @property
+    def lingering(self) -> list[Session]:
+        """Sessions that are over but whose process is not proved dead."""
+        return list(self._dying.values())
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a session cannot catch up with the changes: growth should pause until it has."""
+        return any(session.n_catch_ups > 1 and not session.is_member for session in self._sessions.values())
+
+    def listen(self, listener: SeqpacketListener) -> None:
+        """Accept from a listener; it stays the caller's."""
+        self._loop.add(listener.fileno(), READABLE, lambda _: self._accept(listener))
+
+    def close(self, why: str) -> None:
+        """End every session."""
+        for session in self.all:
+            self.end(session, End(EndCode.SHUTDOWN, retryable=True, text=why), why)
+        for session in self.lingering:
+            self._forget_pidfd(session)
+
+    def answer(self, session: Session, done: Done) -> None:
+        """Send the answer to a GROW; a session that is over gets none."""
+        if not session.over and session.protocol.state is PrimaryState.MEMBER:
+            self._send(session, done, ())
+
+    def broadcast(self, members: Sequence[Member], message: Round, fds: Sequence[int]) -> None:
+        """Send one message of a round to many at once; who cannot take it now gets it queued."""
+        data = message.encode()
+        now = time.monotonic()
+        direct: list[Session] = []
+        for member in members:
+            if not isinstance(member, Session):
+                raise InternalError(f"{member!r} is no session")
+            if member.over:
+                continue
+            member.protocol.send_encoded(message, now)
+            if member.channel.n_queued:
+                self._enqueue(member, data, fds)
+            else:
+                direct.append(member)
+        results = native.send_to_all([session.channel.fileno() for session in direct], data, fds)
+        for session, result in zip(direct, results, strict=True):
+            if result:
+                self._after_failed_send(session, -result, data, fds)
+
+    def end(self, session: Session, last_words: End | None, why: str) -> None:
+        """End a session: last words, close, count it out. Again does nothing."""
+        if session.over:
+            return
+        session.over = True
+        data = None
+        if last_words is not None and session.protocol.state is not PrimaryState.ENDED:
+            data = session.protocol.send(last_words, time.monotonic())
+        session.protocol.closed()
+        if session.timer is not None:
+            session.timer.cancel()
+        fd = session.channel.fileno()
+        self._loop.remove(fd)
+        session.channel.close(data)
+        del self._sessions[fd]
+        if session.owner_id:
+            self._memory.owner_set_state(session.owner_id, OwnerState.DEAD)
+        self._dying[session.pidfd.fileno()] = session
+        self._hooks.ended(session, why)
+        if session.owner_id and session.said_goodbye and self._n_lanes(session) == 0:
+            self._reap(session)
+
+    # ---- arrival ----
+
+    def _accept(self, listener: SeqpacketListener) -> None:
+        channel = listener.accept()
+        if channel is None:
+            return
+        self.n_accepted += 1
+        try:
+            session = self._admit(channel)
+        except DpdkmemError as error:
+            self.n_refused += 1
+            _LOG.warning("a connection was refused: %s", error)
+            channel.close(End(_end_code(error), retryable=False, text=str(error)).encode())
+            return
+        self._sessions[channel.fileno()] = session
+        self._loop.add(channel.fileno(), READABLE, lambda events: self._on_socket(session, events))
+        self._loop.add(session.pidfd.fileno(), READABLE, lambda _: self._on_death(session))
+        self._set_timer(session)
+
+    def _admit(self, channel: SeqpacketChannel) -> Session:
+        peer = channel.credentials()
+        if not self._config.permits(peer.uid, peer.gid, os.getuid()):
+            raise PeerProtocolError(
+                EndCode.NOT_PERMITTED,
+                f"user {peer.uid} may not attach to this primary, which runs as user {os.getuid()}: start it with "
+                f"--allow-uid {peer.uid} or --allow-gid {peer.gid}",
+            )
+        if len(self._sessions) >= self._config.max_sessions:
+            raise LimitExceeded(
+                errno.EUSERS, f"there are {len(self._sessions)} sessions already: raise --max-sessions"
+            )
+        protocol = PrimarySession(self._supported, time.monotonic(), self._timeouts)
+        return Session(self, channel, protocol, peer, channel.open_pidfd())
+
+    def _set_timer(self, session: Session) -> None:
+        if session.timer is not None:
+            session.timer.cancel()
+            session.timer = None
+        deadline = session.protocol.deadline()
+        if deadline is not None and not session.over:
+            session.timer = self._loop.call_at(deadline, lambda: self._on_deadline(session))
+
+    def _on_deadline(self, session: Session) -> None:
+        events = session.protocol.expired(time.monotonic())
+        if not events:
+            self._set_timer(session)
+        for event in events:
+            if isinstance(event, SessionEnded):
+                session.protocol.closed()
+                words = event.end.encode() if event.end is not None else None
+                if words is not None:
+                    self._try_last_words(session, words)
+                self.end(session, None, "its handshake took too long")
+
+    def _try_last_words(self, session: Session, words: bytes) -> None:
+        try:
+            session.channel.send(words)
+        except DpdkmemError as error:
+            _LOG.debug("last words to %s: %s", session.describe(), error)
+
+    # ---- the socket ----
+
+    def _on_socket(self, session: Session, events: int) -> None:
+        try:
+            if events & WRITABLE:
+                session.channel.flush()
+                self._push(session)
+            for _ in range(_PACKETS_PER_TURN):
+                if session.over or not self._receive(session):
+                    break
+            self._watch_writable(session)
+        except PeerProtocolError as error:
+            self._refuse(session, error)
+        except PeerGone as error:
+            self.end(session, None, str(error))
+        except ResourceError as error:
+            self.end(session, End(EndCode.LIMIT, retryable=True, text=str(error)), str(error))
+
+    def _receive(self, session: Session) -> bool:
+        packet = session.channel.recv()
+        if packet is None:
+            return False
+        with packet.fds as fds:
+            messages = session.protocol.receive_packet(packet.data, len(fds), time.monotonic())
+        for message in messages:
+            self._handle(session, message)
+        self._set_timer(session)
+        return True
+
+    def _refuse(self, session: Session, error: PeerProtocolError) -> None:
+        self.n_refused += 1
+        _LOG.warning("%s broke the protocol: %s", session.describe(), error)
+        self.end(session, end_for(error), str(error))
+
+    def _handle(self, session: Session, message: Message | SessionEnded) -> None:
+        match message:
+            case Hello():
+                self._welcome(session, message)
+            case Ready():
+                self._catch_up(session, message)
+            case Grow():
+                self._hooks.grow(session, message)
+            case Trim():
+                self._hooks.trim()
+            case Bye():
+                session.said_goodbye = True
+                self.end(session, End(EndCode.BYE, retryable=False, text="goodbye"), "it detached")
+            case _:
+                raise InternalError(f"{message!r} passed the protocol's table")
+
+    # ---- attaching ----
+
+    def _welcome(self, session: Session, hello: Hello) -> None:
+        session.name = hello.name
+        session.owner_id = self._memory.owner_open(
+            session.session_id, session.peer.pid, session.peer.uid, hello.name
+        )
+        info = self._memory.control_info()
+        welcome = Welcome(
+            version=session.protocol.version,
+            n_lists=info.n_lists,
+            owner_id=session.owner_id,
+            userfaultfd=False,
+            session_id=session.session_id,
+            control_bytes=info.total_bytes,
+            base_vaddr=info.base_vaddr,
+            window_bytes=info.window_bytes,
+        )
+        self._send(session, welcome, (self._memory.control_fd, self.ack_fd))
+        files = self._hooks.list_files()
+        if files:
+            self._send(session, ListFiles(tuple(idx for idx, _ in files)), tuple(fd for _, fd in files))
+        runs, version = self._hooks.snapshot(one_file_runs=session.protocol.wants_one_file_runs)
+        self._announce(session, runs, version)
+
+    def _announce(self, session: Session, runs: Sequence[Run], version: int) -> None:
+        one_file = {idx for idx, _ in self._hooks.list_files()}
+        with_fds = [run for run in runs if run.list_idx not in one_file]
+        without = [run for run in runs if run.list_idx in one_file]
+        session.outbox += (
+            _portion for _portion, _ in split_runs(with_fds, range(sum(r.n_segs for r in with_fds)))
+        )
+        session.outbox += (Segments(portion, 0) for portion, _ in split_runs(without))
+        session.outbox.append(Synced(version))
+        session.announced |= _segments(runs)
+        self._push(session)
+
+    def _push(self, session: Session) -> None:
+        """Send from the outbox as long as the peer reads; `_on_socket()` goes on when it has read."""
+        while session.outbox and not session.over and session.channel.n_queued == 0:
+            item = session.outbox.popleft()
+            if not isinstance(item, tuple):
+                self._send(session, item, ())
+                continue
+            runs, fds = self._hooks.segment_fds(item)
+            session.announced -= _segments(item) - _segments(runs)
+            if runs:
+                self._send(session, Segments(tuple(runs), len(fds)), fds)
+
+    def _catch_up(self, session: Session, ready: Ready) -> None:
+        """What changed since the snapshot goes out until nothing has; then it is a member, of running MAP rounds too."""
+        runs, version = self._hooks.snapshot(one_file_runs=session.protocol.wants_one_file_runs)
+        present = _segments(runs)
+        if present != session.announced:
+            session.n_catch_ups += 1
+            gone, new = session.announced - present, present - session.announced
+            self._drop(session, _runs(gone))
+            session.announced -= gone
+            self._announce(session, _runs(new), version)
+            return
+        session.announced = set()
+        session.attached_at = time.monotonic()
+        self._memory.owner_set_state(session.owner_id, OwnerState.LIVE)
+        self._send(session, Attached(ready.map_version), ())
+        self._hooks.joined(session)
+
+    def _drop(self, session: Session, runs: Sequence[Run]) -> None:
+        for first in range(0, len(runs), MAX_RUNS):
+            portion = tuple(runs[first : first + MAX_RUNS])
+            self._send(
+                session, Round(0, NO_SLOT, RoundOp.UNMAP, last=True, event_seq=0, runs=portion, n_fds=0), ()
+            )
+
+    # ---- sending ----
+
+    def _send(self, session: Session, message: Message, fds: Sequence[int]) -> None:
+        data = session.protocol.send(message, time.monotonic())
+        session.channel.send(data, fds)
+        self._watch_writable(session)
+
+    def _enqueue(self, session: Session, data: bytes, fds: Sequence[int]) -> None:
+        try:
+            session.channel.send(data, fds)
+            self._watch_writable(session)
+        except PeerProtocolError as error:
+            session.evict(str(error))
+        except (PeerGone, ResourceError) as error:
+            self.end(session, None, str(error))
+
+    def _after_failed_send(self, session: Session, error: int, data: bytes, fds: Sequence[int]) -> None:
+        if error in {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}:
+            self._enqueue(session, data, fds)
+        else:
+            self.end(session, None, f"sending to it failed: {os.strerror(error)}")
+
+    def _watch_writable(self, session: Session) -> None:
+        if session.over:
+            return
+        if session.channel.needs_retry:
+            self._loop.call_later(
+                _RETRY_S, lambda: None if session.over else self._on_socket(session, WRITABLE)
+            )
+        wants = session.channel.wants_write
+        if wants != session.wants_write:
+            session.wants_write = wants
+            self._loop.modify(session.channel.fileno(), READABLE | (WRITABLE if wants else 0))
+
+    # ---- death ----
+
+    def _n_lanes(self, session: Session) -> int:
+        owner = self._memory.owner(session.owner_id)
+        return owner.n_lanes if owner is not None else 0
+
+    def _on_death(self, session: Session) -> None:
+        self.end(session, None, "its process died")
+        self._forget_pidfd(session)
+        if session.owner_id:
+            self._reap(session)
+
+    def _forget_pidfd(self, session: Session) -> None:
+        fd = session.pidfd.fileno() if not session.pidfd.is_closed else -1
+        self._dying.pop(fd, None)
+        self._loop.remove(fd)
+        session.pidfd.close()
+
+    def _reap(self, session: Session) -> None:
+        report = self._memory.reap(session.owner_id)
+        self._memory.owner_set_state(
+            session.owner_id,
+            OwnerState.ORPHAN if report.n_orphaned or report.n_zones_orphaned else OwnerState.FREE,
+        )
+        session.owner_id = 0
+        if not session.pidfd.is_closed:
+            self._forget_pidfd(session)
+        self._hooks.reaped(session, report)
+
+
+def _end_code(error: DpdkmemError) -> EndCode:
+    if isinstance(error, PeerProtocolError):
+        return EndCode(error.wire_code)
+    return EndCode.LIMIT if isinstance(error, LimitExceeded) else EndCode.PROTOCOL
+
+
+def _segments(runs: Iterable[Run]) -> set[tuple[int, int]]:
+    return {(run.list_idx, seg) for run in runs for seg in range(run.first_seg, run.first_seg + run.n_segs)}
+
+
+def _runs(segments: set[tuple[int, int]]) -> list[Run]:
+    """Join segments to runs, in order."""
+    runs: list[Run] = []
+    for list_idx, seg in sorted(segments):
+        last = runs[-1] if runs else None
+        if last is not None and last.list_idx == list_idx and last.first_seg + last.n_segs == seg:
+            runs[-1] = Run(list_idx, last.first_seg, last.n_segs + 1)
+        else:
+            runs.append(Run(list_idx, seg, 1))
+    return runs
