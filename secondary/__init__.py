@@ -1,0 +1,1 @@
+"""The processes that see the memory: attaching, following the map, allocating."""
