@@ -1,0 +1,91 @@
+"""Choose and set up the sides of a run, the same way for every benchmark.
+
+`--sides dpdkmem,dpdk` names who takes part; a side that cannot run here is left out with a word on standard error, so
+that DPDK's figures can be had without dpdkmem and the reverse. The first side that takes part, in the fixed order
+dpdk, dpdkmem, is the base of the ratios.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpdk_side import DEFAULT_EAL_OPTIONS, DpdkSide
+from dpdkmem_side import DpdkmemSide
+from harness import progress
+from side import Form, Place, UnavailableError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from harness import Workspace
+    from side import Side
+
+SIDES = ("dpdk", "dpdkmem")
+
+
+def words(text: str) -> list[str]:
+    """Split a comma-separated option."""
+    return [word for word in text.split(",") if word]
+
+
+def numbers(text: str) -> list[int]:
+    """Split a comma-separated option of whole numbers."""
+    return [int(word) for word in words(text)]
+
+
+def forms(text: str) -> list[Form]:
+    """Split a comma-separated option of forms."""
+    return [Form(word) for word in words(text)]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every comparison has."""
+    parser.add_argument(
+        "--sides", type=words, default=list(SIDES), help="who takes part (default: dpdk,dpdkmem)"
+    )
+    parser.add_argument("--forms", type=forms, default=list(Form), help="default: per_segment,one_file")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all samples; `-`: instead of the table"
+    )
+    parser.add_argument(
+        "--dpdk-options",
+        type=shlex.split,
+        default=list(DEFAULT_EAL_OPTIONS),
+        metavar="'EAL OPTIONS'",
+        help=f"default: '{shlex.join(DEFAULT_EAL_OPTIONS)}'; for example '-l 0' for one lcore",
+    )
+
+
+def set_up(
+    workspace: Workspace, names: Sequence[str], dpdk_options: Sequence[str], n_pages: int
+) -> list[Side]:
+    """Build the sides that can run here; the workspace stops them at its end.
+
+    Args:
+        workspace: The run's directory.
+        names: Which sides are wanted.
+        dpdk_options: EAL options for every DPDK process.
+        n_pages: Most huge pages that one side may hold.
+
+    Returns:
+        The sides, DPDK first; empty if none can run.
+    """
+    makers: dict[str, Callable[[Place], Side]] = {
+        "dpdk": lambda place: DpdkSide(place, dpdk_options),
+        "dpdkmem": DpdkmemSide,
+    }
+    sides: list[Side] = []
+    for name, make in makers.items():
+        if name not in names:
+            continue
+        try:
+            side = make(Place(workspace, workspace.mount(f"{name}-pages", n_pages)))
+        except UnavailableError as reason:
+            progress(f"{name} is left out: {reason}")
+            continue
+        workspace.at_exit(side)
+        sides.append(side)
+    return sides

@@ -1,0 +1,67 @@
+"""One process attached to a dpdkmem primary, that grows and shrinks the memory map when it is told to.
+
+usage: dpdkmem_peer.py PREFIX
+
+The line protocol, and the size of what is allocated, are those of `dpdk_map_peer.c`. The timed call is
+`Attachment.malloc()` respectively `Allocation.free()`, as a Python program sees it, and the answer's page count is
+taken outside the timed interval.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import dpdkmem
+
+PAGE_BYTES = 2 * 1024 * 1024
+SLACK_BYTES = 4096  # as in dpdk_map_peer.c: room for element headers and alignment, less than a page
+ALIGN_BYTES = 64
+
+
+def _answer(**values: int | str) -> None:
+    sys.stdout.write(f"{json.dumps(values)}\n")
+    sys.stdout.flush()
+
+
+def _n_pages(attachment: dpdkmem.Attachment) -> int:
+    return len(attachment.segments())
+
+
+def _serve(attachment: dpdkmem.Attachment) -> None:
+    growths: list[dpdkmem.Allocation] = []
+    for line in sys.stdin:
+        match line.split():
+            case ["grow", pages]:
+                size = int(pages) * PAGE_BYTES - SLACK_BYTES
+                start_ns = time.monotonic_ns()
+                growths.append(attachment.malloc(size, align=ALIGN_BYTES))
+                end_ns = time.monotonic_ns()
+            case ["shrink"]:
+                allocation = growths.pop()
+                start_ns = time.monotonic_ns()
+                allocation.free()
+                end_ns = time.monotonic_ns()
+            case ["exit"]:
+                return
+            case _:
+                _answer(error="unknown command; there are: grow N, shrink, exit")
+                continue
+        _answer(ns=end_ns - start_ns, pages=_n_pages(attachment))
+
+
+def main(prefix: str) -> None:
+    """Attach to the primary of `prefix`, say so, and serve standard input until its end."""
+    start_ns = time.monotonic_ns()
+    with dpdkmem.attach(prefix) as attachment:
+        ready_ns = time.monotonic_ns()
+        _answer(ready_ns=ready_ns, call_ns=ready_ns - start_ns, pages=_n_pages(attachment))
+        try:
+            _serve(attachment)
+        except dpdkmem.DpdkmemError as error:
+            _answer(error=str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
