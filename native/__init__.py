@@ -1100,9 +1100,11 @@ class PrimaryMemory(Memory):
         c_iovas = ffi.new("uint64_t[]", [IOVA_BAD if iova is None else iova for iova in iovas])
         lib.dm_primary_set_iova(self._alive(), list_idx, first, len(iovas), c_iovas)
 
-    def heap_add(self, list_idx: int, first: int, n: int) -> None:
-        """Give PRESENT memsegs to the list's heap."""
-        lib.dm_heap_add_segments(self._alive(), list_idx, first, n)
+    def commit(self, list_idx: int, first: int, n: int, *, minimum: bool = False) -> int:
+        """Make GROWING memsegs PRESENT and free memory of their heap, in one step; return the number of the ALLOC event."""
+        word = int(SegState.PRESENT) | (lib.DM_API_SEG_MINIMUM if minimum else 0)
+        m = self._alive()
+        return int(lib.dm_heap_commit_segments(m, list_idx, first, n, word, int(EventType.ALLOC)))
 
     def heap_take(self, list_idx: int, first: int, n: int) -> None:
         """Take memsegs out of the list's heap, all or none.

@@ -94,7 +94,8 @@ uint64_t dm_primary_change(struct dm_memory *m, uint32_t list_idx, uint64_t firs
 void dm_primary_set_iova(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, const uint64_t *iovas);
 /* Lowest run of n ABSENT slots whose first index is a multiple of align; -ENOSPC. */
 int dm_primary_find_absent(const struct dm_memory *m, uint32_t list_idx, uint64_t n, uint64_t align, uint64_t *first);
-void dm_heap_add_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n);
+/* GROWING memsegs become PRESENT, and free memory of their heap, in one step; the event is told. */
+uint64_t dm_heap_commit_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type);
 int dm_heap_take_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, char *text);
 int dm_heap_free_runs(struct dm_memory *m, uint32_t list_idx, uint64_t keep, struct dm_run *runs, int n_max);
 uint64_t dm_readers_consumed(struct dm_memory *m);

@@ -30,22 +30,26 @@ static bool is_uncounted(const struct dm_control *c, const struct dm_list *l, ui
 	return true;
 }
 
-void dm_heap_add_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n)
+/* The commit and the heap's share of it are one step under the heap lock: whoever the event wakes finds the memory. If a
+ * stopped process holds the lock, the memory is committed all the same, and the next locker's rebuild finds it. */
+uint64_t dm_heap_commit_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type)
 {
 	struct dm_control *c = m->ctl;
 	struct dm_list *l = dm_list_at(c, list_idx);
 	struct dm_heap *h = dm_heap_at(c, l->heap_idx);
-	uint64_t n_pages = n * dm_seg_pages(l);
+	bool locked = dm_heap_lock(m, h, DM_PRIMARY_WAIT_NS) == 0;
+	uint64_t seq = dm_map_change(c, list_idx, first, n, state, event_type);
 
-	if (dm_heap_lock(m, h, DM_PRIMARY_WAIT_NS) != 0) {
+	if (!locked) {
 		atomic_store(&h->needs_rebuild, 1);
-		return;
+		return seq;
 	}
 	if (is_uncounted(c, l, first, n))
-		dm_pages_mark_free(c, l, first * dm_seg_pages(l), n_pages);
+		dm_pages_mark_free(c, l, first * dm_seg_pages(l), n * dm_seg_pages(l));
 	else
 		dm_heap_rebuild(m, l->heap_idx);
 	dm_heap_unlock(m, h);
+	return seq;
 }
 
 /* Under the heap lock. 0, or -EBUSY and who is in the way. */

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_QUERIES: Final = 32  # in one on_readable(); a query takes 0.1 to some ms
-_REPLY_QUEUE: Final = 16  # replies that wait for one client
+_REPLY_QUEUE: Final = 2 * MAX_QUERIES  # replies that wait for one client
 _EVENT_QUEUE: Final = 10_000  # events that wait for one subscriber
 _PRIVATE_MODE: Final = 0o600
 
@@ -97,6 +97,7 @@ class ControlServer:
         self._recent: collections.deque[EventFields] = collections.deque(maxlen=snapshot.MAX_EVENTS)
         self._published_seq = backend.memory.control_info().event_seq
         self._pid = os.getpid()
+        self._files = (paths.control_ipc, paths.events_ipc)
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         try:
@@ -171,6 +172,8 @@ class ControlServer:
         self._wake_fd = -1
         if os.getpid() == self._pid:
             self._context.destroy(linger=0)
+            for path in self._files:  # libzmq leaves them; the prefix lock is still held, so they are ours
+                path.unlink(missing_ok=True)
 
     def _send_event(self, event: EventFields) -> None:
         with contextlib.suppress(zmq.Again):

@@ -67,7 +67,9 @@ def _serve(config: Config) -> int:
     _stop_on_signals(primary)
     with primary:
         _notify("READY=1")
-        _LOG.info("prefix %s is served at %s", config.file_prefix, primary.paths.session_socket)
+        _LOG.info(
+            "prefix %s is served at %s", config.file_prefix, primary.session_path or "nobody: --no-shconf"
+        )
         primary.run()
         _notify("STOPPING=1")
         _LOG.info("ending")

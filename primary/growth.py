@@ -333,11 +333,8 @@ class Growth:
             self._roll_back(job, failures)
             return
         info = job.memseg_list.info
-        self._memory.change(
-            info.list_idx, job.first, job.n, SegState.PRESENT, minimum=job.minimum, event=EventType.ALLOC
-        )
+        self._memory.commit(info.list_idx, job.first, job.n, minimum=job.minimum)
         self._growing_bytes[info.list_idx] -= job.n_bytes
-        self._memory.heap_add(info.list_idx, job.first, job.n)
         self._count(job)
         self.on_change(EventType.ALLOC, job.run, info)
         job.done(None)

@@ -52,10 +52,11 @@ from dpdkmem.shared.fds import presize_fd_table
 from dpdkmem.shared.kinds import HugeUnlink, SegmentForm, SupplyKind
 from dpdkmem.shared.messages import Done, RoundOp, Run
 from dpdkmem.shared.model import GrowRequest, PrimaryState
-from dpdkmem.shared.prefix_lock import prefix_lock
+from dpdkmem.shared.prefix_lock import abstract_session_socket, prefix_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from dpdkmem.primary.publication import Member
     from dpdkmem.primary.sessions import Session
@@ -91,6 +92,7 @@ class Primary:
         self._stack = contextlib.ExitStack()
         self.started_ns = time.time_ns()
         self.control: ControlServer | None = None
+        self.session_path = ""
         self._loop_thread: int | None = None
         self._give_back_pending = False
         self._publish_pending = False
@@ -240,14 +242,30 @@ class Primary:
                 raise outcomes[0]
 
     def _open_sockets(self) -> None:
-        runtime.prepare(self.paths, open_to_others=self.config.sessions.open_to_others)
-        mode = (
-            0o666 if self.config.sessions.open_to_others else 0o600
-        )  # who may attach is judged by SO_PEERCRED
-        listener = SeqpacketListener(self.paths.session_socket, mode=mode)
+        others = self.config.sessions.open_to_others
+        try:
+            runtime.prepare(self.paths, open_to_others=others)
+            self.lock.remove_leftovers()
+        except ResourceError as error:
+            if not self.config.pages.in_memory:
+                raise
+            _LOG.warning(
+                "no files can be made (%s): secondaries find an abstract socket, ops use --offline", error
+            )
+            self._listen(abstract_session_socket(self.paths), 0o600)
+            return
+        # Who may attach is judged by SO_PEERCRED; the mode only has to let them reach the socket.
+        self._listen(self.paths.session_socket, 0o666 if others else 0o600)
+        self._open_control()
+
+    def _listen(self, path: Path | str, mode: int) -> None:
+        listener = SeqpacketListener(path, mode=mode)
+        self.session_path = str(path)
         self._stack.callback(listener.close)
         self.sessions.listen(listener)
         self._stack.callback(self.loop.remove, listener.fileno())
+
+    def _open_control(self) -> None:
         self.control = ControlServer(self.paths, Backend(self))
         self._stack.callback(self._close_control)
         for fd in self.control.fds():

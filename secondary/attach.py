@@ -21,7 +21,7 @@ from dpdkmem.native import AttachFlag, SecondaryMemory
 from dpdkmem.shared import runtime
 from dpdkmem.shared.errors import InternalError, PeerGone
 from dpdkmem.shared.memory import UserMemory
-from dpdkmem.shared.prefix_lock import live_owner, no_primary_error
+from dpdkmem.shared.prefix_lock import abstract_session_socket, live_owner, no_primary_error
 
 if TYPE_CHECKING:
     from dpdkmem.shared.model import OwnerInfo
@@ -157,7 +157,7 @@ def attach(
 
     Blocks: up to `timeout`.
     """
-    path = os.fspath(runtime.runtime_paths(prefix).session_socket if socket_path is None else socket_path)
+    path = _session_socket(prefix) if socket_path is None else os.fspath(socket_path)
     try:
         memory = SecondaryMemory.attach(
             path,
@@ -176,3 +176,11 @@ def attach(
 def _session_name(name: str | None) -> str:
     name = name or Path(sys.argv[0] if sys.argv else "").name or "python"
     return name.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
+
+
+def _session_socket(prefix: str) -> str:
+    """Return where the prefix's primary listens: its socket file, or the name that it takes where it can make no files."""
+    paths = runtime.runtime_paths(prefix)
+    return (
+        os.fspath(paths.session_socket) if paths.session_socket.exists() else abstract_session_socket(paths)
+    )

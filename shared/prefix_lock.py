@@ -388,6 +388,11 @@ def abstract_name(paths: RuntimePaths) -> bytes:
     return b"\0%s%s/%s" % (_ABSTRACT_TAG, digest.encode(), os.fsencode(paths.prefix))
 
 
+def abstract_session_socket(paths: RuntimePaths) -> str:
+    """Return where an `--in-memory` primary listens that cannot write its runtime directory: an abstract name, with '@'."""
+    return f"@{os.fsdecode(abstract_name(paths)[1:])}/session"
+
+
 def _prefix_info(prefix: str, run: Path) -> PrefixInfo | None:
     try:
         paths = runtime.runtime_paths(prefix, run)

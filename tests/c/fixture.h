@@ -57,8 +57,7 @@ static inline void fixture_present(struct fixture *f, uint32_t list_idx, uint64_
 
 	for (uint64_t seg = first; seg < first + n; seg++)
 		dm_list_memseg(f->m.ctl, l, seg)->iova = l->base_vaddr + (seg + seg / 8) * l->page_bytes;
-	dm_map_change(f->m.ctl, list_idx, first, n, DM_SEG_PRESENT | flags, DM_MEM_EVENT_ALLOC);
-	dm_heap_add_segments(&f->m, list_idx, first, n);
+	dm_heap_commit_segments(&f->m, list_idx, first, n, DM_SEG_PRESENT | flags, DM_MEM_EVENT_ALLOC);
 }
 
 static inline int fixture_grow(void *ctx, const struct dm_grow_request *r, char *text)

@@ -70,8 +70,7 @@ class PlainPrimary:
             fds.append(fd)
         self.memory.map_segments(0, first, fds)
         self.memory.set_iova(0, first, [BASE + seg * SEG_BYTES for seg in range(first, first + n)])
-        self.memory.change(0, first, n, SegState.PRESENT, event=EventType.ALLOC)
-        self.memory.heap_add(0, first, n)
+        self.memory.commit(0, first, n)
         return first
 
     def remove(self, first: int, n: int) -> None:

@@ -184,14 +184,9 @@ def test_what_is_no_block_cannot_be_freed_or_resized(plain_primary: PlainPrimary
         with pytest.raises(ResourceError) as caught:
             memory.free(wrong)
         assert caught.value.errno == errno.EINVAL
-    for call in (
-        lambda: memory.realloc(vaddr + 64, 10),
-        lambda: memory.realloc(vaddr, 0),
-        lambda: memory.realloc(0, 10),
-        lambda: memory.realloc(vaddr, -1),
-    ):
+    for block, nbytes in ((vaddr + 64, 10), (vaddr, 0), (0, 10), (vaddr, -1)):
         with pytest.raises(ResourceError) as caught:
-            call()
+            memory.realloc(block, nbytes)
         assert caught.value.errno == errno.EINVAL
     memory.free(vaddr)
     with pytest.raises(ResourceError):
@@ -369,8 +364,7 @@ def test_a_list_in_one_file_is_mapped_once() -> None:
     fd = native.supply_create(SupplyKind.PLAIN_MEMFD, 4096, n_bytes, "one")
     memory.map_list(0, fd)
     native.supply_fill(fd, 0, 1 << 20, 1 << 20, 0)
-    memory.change(0, 0, 256, SegState.PRESENT, event=EventType.ALLOC)
-    memory.heap_add(0, 0, 256)
+    memory.commit(0, 0, 256)
     vaddr = memory.alloc(100_000)
     memoryview(memory.buffer(vaddr, 100_000))[-1] = 7
     assert os.pread(fd, 1, vaddr + 99_999 - BASE) == b"\x07"
