@@ -65,7 +65,7 @@ format: venv
 
 typecheck: build
 	MYPYPATH=build/farm $(BIN)/mypy -p dpdkmem
-	MYPYPATH=build/farm $(BIN)/mypy --explicit-package-bases tests
+	MYPYPATH=build/farm:tests/multiprocess $(BIN)/mypy --explicit-package-bases tests
 	MYPYPATH=build/farm $(BIN)/mypy .ci/*.py
 	MYPYPATH=build/farm:benchmarks $(BIN)/mypy --explicit-package-bases benchmarks
 
