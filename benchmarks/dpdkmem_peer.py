@@ -2,9 +2,9 @@
 
 usage: dpdkmem_peer.py PREFIX
 
-The line protocol, and the size of what is allocated, are those of `dpdk_map_peer.c`. The timed call is
-`Attachment.malloc()` respectively `Allocation.free()`, as a Python program sees it, and the answer's page count is
-taken outside the timed interval.
+The line protocol, and the size of what is allocated, are those of `dpdk_map_peer.c`. What is timed is `Attachment.malloc()`, as
+a Python program sees it, and from `Allocation.free()` until the pages have left the map; the answer's page count is taken
+outside the timed interval.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import dpdkmem
 PAGE_BYTES = 2 * 1024 * 1024
 SLACK_BYTES = 4096  # as in dpdk_map_peer.c: room for element headers and alignment, less than a page
 ALIGN_BYTES = 64
+_SHRINK_DEADLINE_S = 10.0
 
 
 def _answer(**values: int | str) -> None:
@@ -26,22 +27,32 @@ def _answer(**values: int | str) -> None:
 
 
 def _n_pages(attachment: dpdkmem.Attachment) -> int:
-    return len(attachment.segments())
+    return sum(memseg_list.n_present for memseg_list in attachment.memseg_lists())
+
+
+def _wait_shrunk(attachment: dpdkmem.Attachment, pages: int) -> None:
+    """Spin until the map holds no more than so many pages: `free()` itself does not wait for the pages to go."""
+    deadline = time.monotonic() + _SHRINK_DEADLINE_S
+    while _n_pages(attachment) > pages and time.monotonic() < deadline:
+        pass
 
 
 def _serve(attachment: dpdkmem.Attachment) -> None:
-    growths: list[dpdkmem.Allocation] = []
+    growths: list[tuple[dpdkmem.Allocation, int]] = []
     for line in sys.stdin:
         match line.split():
             case ["grow", pages]:
                 size = int(pages) * PAGE_BYTES - SLACK_BYTES
+                before = _n_pages(attachment)
                 start_ns = time.monotonic_ns()
-                growths.append(attachment.malloc(size, align=ALIGN_BYTES))
+                allocation = attachment.malloc(size, align=ALIGN_BYTES)
                 end_ns = time.monotonic_ns()
+                growths.append((allocation, before))
             case ["shrink"]:
-                allocation = growths.pop()
+                allocation, before = growths.pop()
                 start_ns = time.monotonic_ns()
                 allocation.free()
+                _wait_shrunk(attachment, before)
                 end_ns = time.monotonic_ns()
             case ["exit"]:
                 return

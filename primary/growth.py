@@ -55,6 +55,7 @@ INLINE_BYTES: Final = (
 )  # pages up to this are made on the loop's thread: 1.5 ms at 21 GB/s (measured, Linux 6.18)
 _ACK_SPIN_US: Final = 400  # how long the loop waits for acknowledgements itself before it turns to others
 _READERS_POLL_S: Final = 0.001  # how often the primary's own readers of FREE are looked at
+_WARM_UP_S: Final = 0.002  # after a growth: not in the middle of a burst
 _MAX_SHRINK_SEGMENTS: Final = 4096  # of one job, so that a huge shrink does not hold the loop
 _VMAS_PER_SEGMENT: Final = 2  # an isolated segment is a mapping and splits the hole
 
@@ -149,6 +150,8 @@ class Growth:
         self._finder = finder
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="dm-pages")
         self._growing_bytes: dict[int, int] = {}  # list -> bytes of GROWING segments
+        self._warm: dict[int, list[_Growth]] = {}  # list -> runs, not counted in _growing_bytes
+        self._warm_timer_set = False
         self._closed = False
         self._iova_va = memory.control_info().iova_va
         self.on_change: Callable[[EventType, Run, ListInfo], None] = lambda _type, _run, _info: None
@@ -217,6 +220,12 @@ class Growth:
         info = memseg_list.info
         self._check_limits(memseg_list, n)
         slot_align = max(align // info.page_bytes, native.SLAB_BYTES // info.page_bytes, 1)
+        warm_first = self._take_warm(memseg_list, n, slot_align)
+        if warm_first is not None:
+            job = _Growth(memseg_list, warm_first, n, minimum, done, time.monotonic())
+            self._count_growing(job)
+            self._publish(job)
+            return
         first = self._memory.find_absent(info.list_idx, n, slot_align)
         if first is None:
             raise LimitExceeded(
@@ -224,9 +233,16 @@ class Growth:
                 f"{format_size(n * info.page_bytes)} in one piece do not fit in the window of list {info.list_idx}: raise "
                 f"--pagesz-mem {format_size(info.page_bytes)}:…, or use smaller blocks",
             )
+        if (
+            align and (info.base_vaddr + first * info.page_bytes) % align
+        ):  # beyond the alignment of the window itself
+            raise LimitExceeded(
+                errno.ENOMEM,
+                f"no free place in the window of list {info.list_idx} is aligned to {format_size(align)}: ask for less, or "
+                "start the primary with a --base-virtaddr that is",
+            )
         job = _Growth(memseg_list, first, n, minimum, done, time.monotonic())
-        self._memory.change(info.list_idx, first, n, SegState.GROWING)
-        self._growing_bytes[info.list_idx] = self._growing_bytes.get(info.list_idx, 0) + job.n_bytes
+        self._take_slots(job)
         if job.n_bytes > INLINE_BYTES:
             future = self._worker.submit(self._make, job)
             future.add_done_callback(
@@ -239,6 +255,74 @@ class Growth:
             self._made(job, error)
             return
         self._made(job, None)
+
+    def _take_slots(self, job: _Growth) -> None:
+        self._memory.change(job.run.list_idx, job.first, job.n, SegState.GROWING)
+        self._count_growing(job)
+
+    def _count_growing(self, job: _Growth) -> None:
+        list_idx = job.run.list_idx
+        self._growing_bytes[list_idx] = self._growing_bytes.get(list_idx, 0) + job.n_bytes
+
+    # ---- the warm reserve: segments that are made and mapped here, GROWING, and told to nobody yet ----
+
+    def warm_up(self) -> None:
+        """Make what the warm reserve lacks; failures are left to the growth that needs the memory."""
+        self._warm_timer_set = False
+        for memseg_list in self._lists:
+            info = memseg_list.info
+            have = sum(job.n for job in self._warm.get(info.list_idx, ()))
+            n = self._config.warm_reserve_bytes // info.page_bytes - have
+            if n > 0 and not self.is_busy and not self._closed:
+                try:
+                    self._warm_up_list(memseg_list, n)
+                except (DpdkmemError, OSError) as error:
+                    _LOG.debug("the warm reserve of list %d stays as it is: %s", info.list_idx, error)
+
+    def _warm_up_list(self, memseg_list: MemsegList, n: int) -> None:
+        info = memseg_list.info
+        slot_align = max(native.SLAB_BYTES // info.page_bytes, 1)
+        self._check_limits(memseg_list, n)
+        first = self._memory.find_absent(info.list_idx, n, slot_align)
+        if first is None:
+            return
+        job = _Growth(memseg_list, first, n, minimum=False, done=lambda _: None, started=time.monotonic())
+        self._memory.change(info.list_idx, first, n, SegState.GROWING)
+        try:
+            memseg_list.files.make(first, n)
+        except (DpdkmemError, OSError):
+            self._memory.change(info.list_idx, first, n, SegState.ABSENT)
+            raise
+        try:
+            memseg_list.files.map(first, n)
+        except (DpdkmemError, OSError):
+            memseg_list.files.release(first, n)
+            self._memory.change(info.list_idx, first, n, SegState.ABSENT)
+            raise
+        self._set_iova(job)
+        self._warm.setdefault(info.list_idx, []).append(job)
+
+    def _take_warm(self, memseg_list: MemsegList, n: int, slot_align: int) -> int | None:
+        """Return the first of n warm segments in a row, or None; what does not serve goes back, it may be in the way."""
+        jobs = self._warm.get(memseg_list.info.list_idx)
+        if self._config.warm_reserve_bytes and not self._warm_timer_set:
+            self._warm_timer_set = True
+            self._loop.call_later(_WARM_UP_S, self.warm_up)
+        if not jobs:
+            return None
+        for job in jobs:
+            if job.n >= n and job.first % slot_align == 0:
+                first = job.first
+                job.first, job.n = job.first + n, job.n - n
+                if not job.n:
+                    jobs.remove(job)
+                return first
+        while jobs:
+            job = jobs.pop()
+            memseg_list.files.unmap(job.first, job.n)
+            memseg_list.files.release(job.first, job.n)
+            self._memory.change(memseg_list.info.list_idx, job.first, job.n, SegState.ABSENT)
+        return None
 
     def _check_limits(self, memseg_list: MemsegList, n: int) -> None:
         info = self._memory.list(memseg_list.info.list_idx)
@@ -360,7 +444,10 @@ class Growth:
             f"{format_size(job.n_bytes)} could not be mapped by everybody and were given back: {why}: {cure}",
         )
         members = self._members(job.memseg_list, RoundOp.MAP)
-        self._publisher.start(RoundOp.UNMAP, (job.run,), (), members, lambda _: self._unmade(job, None))
+        self._publisher.start(
+            RoundOp.UNMAP, (job.run,), (), members, lambda _: self._unmade(job, None),
+            owing=frozenset(failure.owner_id for failure in silent),
+        )  # fmt: skip
         self._fail(job.done, error)
 
     def _unmade(self, job: _Growth, error: DpdkmemError | None) -> None:

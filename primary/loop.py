@@ -83,10 +83,6 @@ class Loop:
         """Call once after so many seconds."""
         return self.call_at(time.monotonic() + delay_s, callback)
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call in the loop's next turn, before new events; from the loop's thread."""
-        self.call_at(0.0, callback)
-
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         """Call on the loop's thread, soon."""
         self._calls.append(callback)

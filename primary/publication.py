@@ -39,6 +39,10 @@ _FIRST_UNMAP_SLOT: Final = (
 )  # the lower half is for growth, so that a shrink that waits never blocks one
 
 
+_POLL_FIRST_S: Final = 0.0005  # an answer takes some 30 us
+_POLL_LAST_S: Final = 0.05  # of one that takes long anyway
+
+
 class Member(Protocol):
     """A session as rounds see it."""
 
@@ -67,6 +71,7 @@ class Failure:
     who: str
     errno: int
     """0: it was silent until the deadline."""
+    owner_id: int
 
     def __str__(self) -> str:
         return f"{self.who} {'did not answer' if not self.errno else os.strerror(self.errno)}"
@@ -97,6 +102,9 @@ class RoundJob:
     started: float = 0.0
     failures: list[Failure] = field(default_factory=list)
     timer: Timer | None = None
+    owing: frozenset[int] = frozenset()
+    """Owner ids of members that were silent in the MAP round that this UNMAP round undoes."""
+    is_polled: bool = False
 
 
 @dataclass(slots=True)
@@ -150,6 +158,7 @@ class Publisher:
         members: Sequence[Member],
         done: Callable[[list[Failure]], None],
         event_seq: int = 0,
+        owing: frozenset[int] = frozenset(),
     ) -> None:
         """Start a round, or queue it until a slot is free; with no members it is over at once.
 
@@ -160,8 +169,9 @@ class Publisher:
             members: who takes part.
             done: called once, with those that failed (of an UNMAP round: none).
             event_seq: UNMAP: readers of events must be done with this one first.
+            owing: owner ids of members that are known to be silent: they count as laggards from the start.
         """
-        job = RoundJob(op, runs, fds, event_seq, list(members), done)
+        job = RoundJob(op, runs, fds, event_seq, list(members), done, owing=owing)
         if not job.members:
             self._finish(job)
             return
@@ -174,8 +184,14 @@ class Publisher:
 
     def laggards(self) -> dict[int, str]:
         """Return owner id -> name of members that owe an answer to a late round."""
-        late = [job for job in self.open_jobs() if job.state is RoundState.LATE]
-        return {member.owner_id: member.describe() for job in late for member in self.silent(job)}
+        known = [
+            member
+            for job in self.open_jobs()
+            for member in self.silent(job)
+            if job.state is RoundState.LATE or member.owner_id in job.owing
+        ]
+        known += [member for job in self._queue for member in job.members if member.owner_id in job.owing]
+        return {member.owner_id: member.describe() for member in known}
 
     def silent(self, job: RoundJob) -> list[Member]:
         """Return who has not answered an open round."""
@@ -192,10 +208,24 @@ class Publisher:
     def forget(self, member: Member) -> None:
         """Count out a member that died or left."""
         for job in [*self.open_jobs(), *self._queue]:
-            if member in job.members:
-                job.members.remove(member)
+            if member not in job.members:
+                continue
+            job.members.remove(member)
+            if job.slot >= 0 and not job.is_polled:
+                job.is_polled = True
+                self._poll(job, _POLL_FIRST_S)
         if not self._starting:
             self._look()
+
+    def _poll(self, job: RoundJob, delay_s: float) -> None:
+        """Look at a round by time: without the answer of who is gone, its word does not reach 0 and nobody rings."""
+
+        def look() -> None:
+            if job.state is not RoundState.OVER:
+                self._look()
+                self._poll(job, min(2 * delay_s, _POLL_LAST_S))
+
+        self._loop.call_later(delay_s, look)
 
     def poll_acks(self, timeout_us: int) -> None:
         """Wait at most timeout_us for the open rounds' answers: saves a turn of the loop where answers come fast."""
@@ -257,7 +287,11 @@ class Publisher:
         for job in self.open_jobs():
             statuses = self._statuses(job)
             if all(status >= 0 for _, status in statuses):
-                failures = [Failure(member.describe(), status) for member, status in statuses if status]
+                failures = [
+                    Failure(member.describe(), status, member.owner_id)
+                    for member, status in statuses
+                    if status
+                ]
                 job.failures += failures
                 self._finish(job)
 
@@ -274,7 +308,7 @@ class Publisher:
                 )
             self._look()
         elif job.op is RoundOp.MAP:
-            job.failures = [Failure(member.describe(), 0) for member in silent]
+            job.failures = [Failure(member.describe(), 0, member.owner_id) for member in silent]
             self._finish(job)
 
     def _finish(self, job: RoundJob) -> None:

@@ -50,8 +50,8 @@ from dpdkmem.shared.errors import (
 )
 from dpdkmem.shared.fds import presize_fd_table
 from dpdkmem.shared.kinds import HugeUnlink, SegmentForm, SupplyKind
-from dpdkmem.shared.messages import Done, RoundOp, Run
-from dpdkmem.shared.model import GrowRequest, PrimaryState
+from dpdkmem.shared.messages import Done, End, EndCode, RoundOp, Run
+from dpdkmem.shared.model import EventType, GrowRequest, PrimaryState
 from dpdkmem.shared.prefix_lock import abstract_session_socket, prefix_lock
 
 if TYPE_CHECKING:
@@ -62,15 +62,23 @@ if TYPE_CHECKING:
     from dpdkmem.primary.sessions import Session
     from dpdkmem.shared.config import Config
     from dpdkmem.shared.messages import Grow
-    from dpdkmem.shared.model import EventType, ListInfo, ReapReport
+    from dpdkmem.shared.model import ListInfo, ReapReport
     from dpdkmem.shared.runtime import RuntimePaths
 
 _LOG = logging.getLogger(__name__)
 _HOUSEKEEPING_S: Final = 1.0  # how late a missed hint to shrink is noticed
 _CROWDED_S: Final = 0.002  # how long growth pauses for a session that cannot catch up with the map
+_PUBLISH_S: Final = (
+    0.001  # how long map events may wait to go out together, so that no subscriber delays an answer
+)
 _GIVE_BACK_S: Final = 0.2  # pages go back to the pool some time after a shrink, not with every page of it
 _MAX_FD_TABLE: Final = (
     65536  # descriptors for which the table is made at start; growing it later stalls every thread
+)
+_OUT_OF_DESCRIPTORS: Final = End(
+    EndCode.LIMIT,
+    retryable=True,
+    text="the primary is out of descriptors: raise its `ulimit -n` (RLIMIT_NOFILE), or use --single-file-segments",
 )
 _ALLOC_IOVA_CONTIG: Final = 8  # DM_ALLOC_IOVA_CONTIG
 
@@ -145,6 +153,7 @@ class Primary:
         self._make_minimum()
         if self.config.sessions.accept_secondaries:
             self._open_sockets()
+        self.growth.warm_up()
         self.loop.call_later(_HOUSEKEEPING_S, self._housekeep)
 
     def _look_at_host(self) -> None:
@@ -259,7 +268,7 @@ class Primary:
         self._open_control()
 
     def _listen(self, path: Path | str, mode: int) -> None:
-        listener = SeqpacketListener(path, mode=mode)
+        listener = SeqpacketListener(path, mode=mode, refusal=_OUT_OF_DESCRIPTORS.encode())
         self.session_path = str(path)
         self._stack.callback(listener.close)
         self.sessions.listen(listener)
@@ -406,9 +415,11 @@ class Primary:
             run.first_seg,
             run.first_seg + run.n_segs,
         )
+        if event is EventType.FREE:
+            self.sessions.leaving(run)
         if self.control is not None and not self._publish_pending:
             self._publish_pending = True
-            self.loop.call_soon(self._publish_map)
+            self.loop.call_later(_PUBLISH_S, self._publish_map)
 
     def _publish_map(self) -> None:
         """After the turn that changed the map, so that no subscriber delays an answer."""

@@ -71,6 +71,11 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S: Final = 0.005  # until a send that the system, not the peer, had no room for is tried again
+_REAP_RETRY_S: Final = 1.0  # each try may hold the loop for heap.h's DM_PRIMARY_WAIT_NS
+_CATCH_UPS_OF_A_CROWD: Final = 2  # once is normal
+_CROWDED_MAX_S: Final = (
+    0.1  # a running follower maps thousands of segments in this time; who takes longer waits alone
+)
 _PACKETS_PER_TURN: Final = 16  # of one session, so that a loud one does not starve the others
 
 
@@ -116,9 +121,12 @@ class Session:
     name: str = ""
     announced: set[tuple[int, int]] = field(default_factory=set)
     """(list, segment) that were sent before it became a member; empty from then on."""
+    left: set[tuple[int, int]] = field(default_factory=set)
+    """Of those, what left since: under the same number there may be another page by now."""
     outbox: deque[Synced | Segments | tuple[Run, ...]] = field(default_factory=deque)
     """What of a snapshot waits until the peer has read what went before: descriptors in flight are limited (unix(7))."""
     n_catch_ups: int = 0
+    crowded_until: float = 0.0
     attached_at: float = 0.0
     said_goodbye: bool = False
     over: bool = False
@@ -180,8 +188,19 @@ class SessionTable:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether a session cannot catch up with the changes: growth should pause until it has."""
-        return any(session.n_catch_ups > 1 and not session.is_member for session in self._sessions.values())
+        """Whether a session cannot catch up with the changes: growth should pause for a moment, until it has."""
+        now = time.monotonic()
+        return any(
+            session.crowded_until > now and not session.is_member for session in self._sessions.values()
+        )
+
+    def leaving(self, run: Run) -> None:
+        """Note that segments leave: whoever was told of them while it attaches must be told again."""
+        for session in self._sessions.values():
+            if session.announced:
+                left = session.announced & _segments((run,))
+                session.announced -= left
+                session.left |= left
 
     def listen(self, listener: SeqpacketListener) -> None:
         """Accept from a listener; it stays the caller's."""
@@ -196,8 +215,16 @@ class SessionTable:
 
     def answer(self, session: Session, done: Done) -> None:
         """Send the answer to a GROW; a session that is over gets none."""
-        if not session.over and session.protocol.state is PrimaryState.MEMBER:
+        if session.over or session.protocol.state is not PrimaryState.MEMBER:
+            return
+        try:
             self._send(session, done, ())
+        except (
+            PeerProtocolError
+        ) as error:  # a fault of this peer's, maybe in the middle of another one's message
+            session.evict(str(error))
+        except (PeerGone, ResourceError) as error:
+            self.end(session, None, str(error))
 
     def broadcast(self, members: Sequence[Member], message: Round, fds: Sequence[int]) -> None:
         """Send one message of a round to many at once; who cannot take it now gets it queued."""
@@ -232,13 +259,17 @@ class SessionTable:
             session.timer.cancel()
         fd = session.channel.fileno()
         self._loop.remove(fd)
+        if (
+            session.owner_id
+        ):  # first: where the last words do not fit any more, this is how the peer tells them from our death
+            self._memory.owner_set_state(session.owner_id, OwnerState.DEAD)
         session.channel.close(data)
         del self._sessions[fd]
-        if session.owner_id:
-            self._memory.owner_set_state(session.owner_id, OwnerState.DEAD)
         self._dying[session.pidfd.fileno()] = session
         self._hooks.ended(session, why)
-        if session.owner_id and session.said_goodbye and self._n_lanes(session) == 0:
+        if not session.owner_id:  # it never got anything that its death could leave behind
+            self._forget_pidfd(session)
+        elif session.said_goodbye and self._n_lanes(session) == 0:
             self._reap(session)
 
     # ---- arrival ----
@@ -268,9 +299,12 @@ class SessionTable:
                 f"user {peer.uid} may not attach to this primary, which runs as user {os.getuid()}: start it with "
                 f"--allow-uid {peer.uid} or --allow-gid {peer.gid}",
             )
-        if len(self._sessions) >= self._config.max_sessions:
+        n = len(self._sessions) + len(self._dying)  # both cost descriptors and an owner slot
+        if n >= self._config.max_sessions:
             raise LimitExceeded(
-                errno.EUSERS, f"there are {len(self._sessions)} sessions already: raise --max-sessions"
+                errno.EUSERS,
+                f"there are {n} sessions already, {len(self._dying)} of them ended but their processes live: raise "
+                "--max-sessions",
             )
         protocol = PrimarySession(self._supported, time.monotonic(), self._timeouts)
         return Session(self, channel, protocol, peer, channel.open_pidfd())
@@ -404,11 +438,14 @@ class SessionTable:
         """What changed since the snapshot goes out until nothing has; then it is a member, of running MAP rounds too."""
         runs, version = self._hooks.snapshot(one_file_runs=session.protocol.wants_one_file_runs)
         present = _segments(runs)
-        if present != session.announced:
+        if session.left or present != session.announced:
             session.n_catch_ups += 1
-            gone, new = session.announced - present, present - session.announced
+            if session.n_catch_ups == _CATCH_UPS_OF_A_CROWD:
+                session.crowded_until = time.monotonic() + _CROWDED_MAX_S
+            gone, new = session.left | (session.announced - present), present - session.announced
             self._drop(session, _runs(gone))
-            session.announced -= gone
+            session.left = set()
+            session.announced &= present
             self._announce(session, _runs(new), version)
             return
         session.announced = set()
@@ -467,8 +504,17 @@ class SessionTable:
     def _on_death(self, session: Session) -> None:
         self.end(session, None, "its process died")
         self._forget_pidfd(session)
-        if session.owner_id:
+        self._reap_dead(session)
+
+    def _reap_dead(self, session: Session) -> None:
+        """Reap, again later where a stopped process holds a lock."""
+        if not session.owner_id:
+            return
+        try:
             self._reap(session)
+        except DpdkmemError as error:
+            _LOG.warning("what %s left cannot be brought to order yet: %s", session.describe(), error)
+            self._loop.call_later(_REAP_RETRY_S, lambda: self._reap_dead(session))
 
     def _forget_pidfd(self, session: Session) -> None:
         fd = session.pidfd.fileno() if not session.pidfd.is_closed else -1

@@ -53,6 +53,10 @@ DEFAULT_QUEUE_MESSAGES: Final = 1024  # a socket holds some 278 small messages i
 DEFAULT_QUEUE_FDS: Final = 256  # duplicates that one lagging peer may cost us: one full message and a bit
 
 _SO_PEERPIDFD: Final = 77  # Linux 6.5 include/uapi/asm-generic/socket.h; not in the socket module of 3.11
+# As plain ints: an operation on two members of an IntFlag costs a microsecond.
+_RECV_FLAGS: Final = int(socket.MSG_CMSG_CLOEXEC) | int(socket.MSG_DONTWAIT)
+_SEND_FLAGS: Final = int(socket.MSG_DONTWAIT) | int(socket.MSG_NOSIGNAL)
+_CUT_SHORT: Final = int(socket.MSG_TRUNC) | int(socket.MSG_CTRUNC)
 _INT: Final = struct.Struct("=i")
 _UCRED: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
@@ -196,7 +200,7 @@ class SeqpacketChannel:
         except OSError as error:
             raise _error(error, "receiving from the peer") from None
         fds = FdBundle(_received_fds(ancillary))
-        if data and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if data and not flags & (_CUT_SHORT):
             return Packet(data, fds)
         n_fds = len(fds)
         fds.close()
@@ -313,7 +317,7 @@ class SeqpacketChannel:
         self.close()
 
     def _receive(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
-        flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        flags = _RECV_FLAGS
         try:
             received = self._socket.recvmsg(MAX_MESSAGE_BYTES, self._ancillary_bytes, flags)
         except ConnectionResetError:
@@ -328,7 +332,7 @@ class SeqpacketChannel:
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))] if fds else []
         )
         try:
-            self._socket.sendmsg([data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._socket.sendmsg([data], ancillary, _SEND_FLAGS)
         except OSError as error:
             if error.errno not in _FULL:
                 raise _error(error, f"sending {len(data)} bytes and {len(fds)} descriptors") from None

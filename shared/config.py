@@ -75,6 +75,8 @@ class MemoryConfig:
     page_size_limits: tuple[PageSizeLimit, ...] = ()
     """`--pagesz-mem`: each page size once."""
     reserve_hugepages_bytes: int = 0
+    warm_reserve_bytes: int = 0
+    """Of each list."""
     legacy_mem: bool = False
     match_allocations: bool = False
     n_channels: int | None = None

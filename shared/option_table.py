@@ -321,6 +321,15 @@ _OWN_OPTIONS: Final = (
         primary_only=True,
     ),
     Option(
+        "warm-reserve",
+        ("--warm-reserve",),
+        _O,
+        _VALUE,
+        "SIZE",
+        "Keep up to this much memory of each list made and zeroed ahead of the next growth. Counts against the limits. Default: 0.",
+        primary_only=True,
+    ),
+    Option(
         "ack-timeout",
         ("--ack-timeout",),
         _O,

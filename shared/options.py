@@ -200,6 +200,7 @@ def _build_memory(settings: _Settings) -> MemoryConfig:
         node_limits_bytes=settings.value("socket-limit", option_values.node_megabytes, ()),
         page_size_limits=tuple(limits.values()),  # of a repeated size the last one holds, as in EAL
         reserve_hugepages_bytes=settings.value("reserve-hugepages", units.parse_size, 0),
+        warm_reserve_bytes=settings.value("warm-reserve", units.parse_size, 0),
         legacy_mem=settings.has("legacy-mem"),
         match_allocations=settings.has("match-allocations"),
         n_channels=settings.value("memory-channels", option_values.count, None),

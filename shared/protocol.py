@@ -75,6 +75,10 @@ class Input(enum.Enum):
     CLOSED = "end of file"
     EXPIRED = "deadline"
 
+    __hash__ = (
+        object.__hash__
+    )  # members are singletons; Enum's own hash is a Python call, several in every message
+
 
 SENT_BY_SECONDARY: Final = frozenset({Input.HELLO, Input.READY, Input.GROW, Input.TRIM, Input.BYE})
 SENT_BY_PRIMARY: Final = frozenset(Input) - SENT_BY_SECONDARY - {Input.CLOSED, Input.EXPIRED}
@@ -101,6 +105,8 @@ class PrimaryState(enum.Enum):
     """Our END: the secondary has said goodbye."""
     ENDED = "ENDED"
     """Nothing: it is over. What was in flight when END left is ignored."""
+
+    __hash__ = object.__hash__  # as Input
 
 
 class SecondaryState(enum.Enum):
