@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 DEFAULT_BASE_VADDR: Final = 0x1_0000_0000  # DPDK's: fits IOMMUs of 39 bits, and TSan
 _DEFAULT_WINDOW_BYTES: Final = 64 * GIB
 _KERNEL_PAGE_BYTES: Final = 4 * KIB
-FLAG_MATCH_ALLOCATIONS: Final = 1  # DM_CTL_MATCH_ALLOCATIONS
-FLAG_NO_SHRINK: Final = 2  # DM_CTL_NO_SHRINK
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +72,8 @@ def plan(config: Config, host: HostPages, memory_bytes: int) -> Layout:
     )
     iova_va = config.devices.iova_mode is not IovaMode.PA
     base = config.devices.base_vaddr or DEFAULT_BASE_VADDR
-    flags = FLAG_MATCH_ALLOCATIONS if config.memory.match_allocations else 0
-    flags |= FLAG_NO_SHRINK if config.memory.legacy_mem else 0
     return Layout(
-        ControlSpec(config.file_prefix, base, lists, tuple(nodes), iova_va, flags), supply, folders, notes
+        ControlSpec(config.file_prefix, base, lists, tuple(nodes), iova_va, flags=0), supply, folders, notes
     )
 
 

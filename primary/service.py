@@ -95,6 +95,10 @@ class Primary:
     def __init__(self, config: Config) -> None:
         if config.memory.legacy_mem:
             raise Unsupported("--legacy-mem", "a later version: leave it out, memory is then made on demand")
+        if config.memory.match_allocations:
+            raise Unsupported(
+                "--match-allocations", "a later version: leave it out, free pages go back one by one"
+            )
         self.config = config
         self.paths: RuntimePaths = runtime.runtime_paths(config.file_prefix)
         self._stack = contextlib.ExitStack()

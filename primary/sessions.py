@@ -227,24 +227,29 @@ class SessionTable:
             self.end(session, None, str(error))
 
     def broadcast(self, members: Sequence[Member], message: Round, fds: Sequence[int]) -> None:
-        """Send one message of a round to many at once; who cannot take it now gets it queued."""
+        """Send one message of a round to many at once; who cannot take it now gets it queued.
+
+        The sends come first: followers work while the protocol's books are written. A round may be sent to every member.
+        """
         data = message.encode()
         now = time.monotonic()
-        direct: list[Session] = []
-        for member in members:
-            if not isinstance(member, Session):
-                raise InternalError(f"{member!r} is no session")
-            if member.over:
-                continue
-            member.protocol.send_encoded(message, now)
-            if member.channel.n_queued:
-                self._enqueue(member, data, fds)
-            else:
-                direct.append(member)
+        sessions = [self._as_session(member) for member in members if not self._as_session(member).over]
+        direct = [session for session in sessions if not session.channel.n_queued]
         results = native.send_to_all([session.channel.fileno() for session in direct], data, fds)
+        behind = [session for session in sessions if session.channel.n_queued]
+        for session in sessions:
+            session.protocol.send_encoded(message, now)
+        for session in behind:
+            self._enqueue(session, data, fds)
         for session, result in zip(direct, results, strict=True):
             if result:
                 self._after_failed_send(session, -result, data, fds)
+
+    @staticmethod
+    def _as_session(member: Member) -> Session:
+        if not isinstance(member, Session):
+            raise InternalError(f"{member!r} is no session")
+        return member
 
     def end(self, session: Session, last_words: End | None, why: str) -> None:
         """End a session: last words, close, count it out. Again does nothing."""
