@@ -141,6 +141,7 @@ class Publisher:
         self._queue: deque[RoundJob] = deque()
         self._next_id = 1
         self._starting = 0
+        self._opening = False
         self.stats = RoundStats()
         self.ack_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         loop.add(self.ack_fd, 1, self._on_ack)
@@ -239,11 +240,24 @@ class Publisher:
         return next((slot for slot in slots if self._slots[slot] is None), None)
 
     def _start_queued(self) -> None:
-        for job in list(self._queue):
-            slot = self._free_slot(job.op)
-            if slot is not None:
+        """Open what waits, oldest first. A round that is over at once calls back to here: the outermost call goes on with it."""
+        if self._opening:
+            return
+        self._opening = True
+        try:
+            while (found := self._next_queued()) is not None:
+                job, slot = found
                 self._queue.remove(job)
                 self._open(job, slot)
+        finally:
+            self._opening = False
+
+    def _next_queued(self) -> tuple[RoundJob, int] | None:
+        for job in self._queue:
+            slot = self._free_slot(job.op)
+            if slot is not None:
+                return job, slot
+        return None
 
     def _open(self, job: RoundJob, slot: int) -> None:
         job.slot, job.round_id, job.state, job.started = (
