@@ -1,14 +1,15 @@
 /* attach.c - dm_attach() and dm_detach(): a secondary's attachment from the outside.
  *
  * Owns: the list of this process's attachments, and what fork(2) does to them.
- * Rules: a child of fork() finds the window and the control segment unmapped (MADV_DONTFORK), its copies of our
- * descriptors closed, and every call answering -ECHILD; the parent notices nothing. One attachment per primary and
- * process: two could not both have the window.
+ * Rules: a child of fork() finds the window unmapped (MADV_DONTFORK), zeros in the control segment's place, its copies of
+ * our descriptors closed, and every call answering -ECHILD or "not there"; the parent notices nothing. One attachment
+ * per primary and process: two could not both have the window.
  * The list is the only global of the library: fork handlers get no argument (pthread_atfork(3)). */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -27,11 +28,24 @@ static struct {
 static void before_fork(void)
 {
 	pthread_mutex_lock(&attachments.mutex);
+	for (int i = 0; i < MAX_ATTACHMENTS; i++)
+		if (attachments.all[i])
+			dm_readers_lock(attachments.all[i]);
 }
 
 static void after_fork_in_parent(void)
 {
+	for (int i = 0; i < MAX_ATTACHMENTS; i++)
+		if (attachments.all[i])
+			dm_readers_unlock(attachments.all[i]);
 	pthread_mutex_unlock(&attachments.mutex);
+}
+
+/* Lookups need no lock and ask no state: they find empty tables here, and nobody's memory. */
+static void put_zeros_for_control(const struct dm_memory *m)
+{
+	mmap(m->ctl, m->ctl_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+	     -1, 0);
 }
 
 static void after_fork_in_child(void)
@@ -41,8 +55,11 @@ static void after_fork_in_child(void)
 
 		if (!m)
 			continue;
+		dm_readers_unlock(m);
 		atomic_store(&m->state, -ECHILD);
-		close(m->follower->app_fd); /* else the primary would not see the parent's end */
+		put_zeros_for_control(m);
+		if (dm_app_fd_is_ours(m->follower))
+			close(m->follower->app_fd); /* else the primary would not see the parent's end */
 		m->follower->app_fd = -1;
 		attachments.all[i] = NULL;
 	}
@@ -195,7 +212,7 @@ free_both:
 
 static void follower_free(struct dm_follower *f)
 {
-	if (f->app_fd >= 0)
+	if (dm_app_fd_is_ours(f))
 		close(f->app_fd);
 	pthread_mutex_destroy(&f->start_mutex);
 	pthread_cond_destroy(&f->start_cond);
@@ -255,14 +272,18 @@ drop:
 	return err;
 }
 
-static void say_goodbye(struct dm_follower *f)
+/* The follower wakes up by the end of file, or, where the program has closed its descriptor, after a while by itself. */
+static void stop_follower(struct dm_follower *f)
 {
-	struct dm_wire_header bye = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_BYE, .bytes = sizeof(bye)};
+	bool has_fd = dm_app_fd_is_ours(f);
 
-	if (f->app_fd < 0)
-		return;
-	dm_packet_send(f->app_fd, &bye, sizeof(bye));
-	shutdown(f->app_fd, SHUT_RD); /* the follower reads the end of file and looks at stop */
+	atomic_store(&f->says_bye, !has_fd);
+	atomic_store(&f->stop, true);
+	if (has_fd) {
+		dm_say_goodbye(f->app_fd);
+		shutdown(f->app_fd, SHUT_RD);
+	}
+	pthread_join(f->thread, NULL);
 }
 
 int dm_detach(struct dm_memory *m)
@@ -272,6 +293,8 @@ int dm_detach(struct dm_memory *m)
 	if (!m)
 		return 0;
 	f = m->follower;
+	if (dm_readers_called_from(m))
+		return -EDEADLK;
 	forget(m);
 	dm_readers_destroy(m);
 	if (atomic_load(&m->state) == -ECHILD) { /* nothing of it is mapped here, and no thread came along */
@@ -280,9 +303,7 @@ int dm_detach(struct dm_memory *m)
 	}
 	atomic_store(&m->state, -ESHUTDOWN);
 	dm_thread_leave(m);
-	atomic_store(&f->stop, true);
-	say_goodbye(f);
-	pthread_join(f->thread, NULL);
+	stop_follower(f);
 	follower_free(f);
 	m->follower = NULL;
 	dm_memory_put(m);

@@ -5,7 +5,8 @@
  * into SIGBUS by truncating it. It is mapped PROT_NONE first and opened by mprotect(2): under mlockall(MCL_FUTURE) a
  * mapping that starts readable would be populated at once, all of its sparse gigabytes (measured, Linux 6.18).
  * Sources: memfd_create(2), fcntl(2) F_ADD_SEALS, mlockall(2).
- * Leaves out: any reading of the tables' contents. */
+ * What a primary hands out is judged once, at attaching: nothing in it may lead outside the segment or the window. Later
+ * it is memory that everybody trusts, as roles say. Leaves out: any other reading of the tables' contents. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -18,6 +19,7 @@
 
 #include "memory.h"
 
+#define MAX_WINDOW_BYTES (UINT64_C(1) << 57) /* user addresses with five levels of page tables; 47 bits with four */
 enum { TABLE_ALIGN = 4096 }; /* bytes: a table starts on a page of its own, so that an unused one costs nothing */
 
 static uint64_t take(uint64_t *cursor, uint64_t n, uint64_t element_bytes)
@@ -213,17 +215,53 @@ void dm_control_unmap(struct dm_control *c, uint64_t bytes)
 	munmap(c, bytes);
 }
 
+int dm_control_holds(int fd, uint64_t bytes)
+{
+	struct stat st;
+
+	return fstat(fd, &st) || !S_ISREG(st.st_mode) || (uint64_t)st.st_size < bytes ? -EPROTO : 0;
+}
+
+static bool list_fits(const struct dm_control *c, const struct dm_list *l)
+{
+	uint64_t offset = l->base_vaddr - c->base_vaddr;
+
+	return l->page_bytes >= DM_HEAP_PAGE_BYTES && !(l->page_bytes & (l->page_bytes - 1)) && l->heap_idx < c->n_heaps &&
+	       l->base_vaddr >= c->base_vaddr && offset < c->window_bytes && l->window_bytes <= c->window_bytes - offset &&
+	       l->n_segments == l->window_bytes / l->page_bytes && l->first_memseg < c->n_memsegs &&
+	       l->n_segments <= c->n_memsegs - l->first_memseg && l->form <= DM_FORM_ONE_FILE;
+}
+
+/* Before anything is multiplied: the products below cannot overflow. */
+static bool numbers_fit(const struct dm_control *c)
+{
+	return c->n_lists <= DM_MAX_LISTS && c->n_heaps <= DM_MAX_HEAPS && c->window_bytes <= MAX_WINDOW_BYTES &&
+	       c->base_vaddr <= MAX_WINDOW_BYTES && c->n_heap_pages == c->window_bytes / DM_HEAP_PAGE_BYTES &&
+	       c->n_memsegs <= c->n_heap_pages && c->n_groups == c->n_heap_pages / DM_GROUP_PAGES;
+}
+
+/* Lists are where a follower maps over what is there: none may reach beyond the window. */
+static bool lists_fit(const struct dm_control *c)
+{
+	for (uint32_t i = 0; i < c->n_lists; i++)
+		if (!list_fits(c, dm_list_at(c, i)))
+			return false;
+	return true;
+}
+
 int dm_control_check(const struct dm_control *c, uint64_t bytes)
 {
 	struct dm_control expected;
 
 	if (bytes < sizeof(*c) || c->magic != DM_MAGIC || c->layout_version != DM_LAYOUT_VERSION ||
-	    c->header_bytes != sizeof(*c) || c->total_bytes != bytes || c->n_lists > DM_MAX_LISTS || c->n_heaps > DM_MAX_HEAPS)
+	    c->header_bytes != sizeof(*c) || c->total_bytes != bytes || !numbers_fit(c))
 		return -EPROTO;
 	/* The offsets follow from the numbers: recomputing them is the check. */
 	expected = *c;
 	lay_out(&expected);
-	return memcmp(&expected.lists_offset, &c->lists_offset,
-		      offsetof(struct dm_control, cells_offset) + sizeof(c->cells_offset) -
-			      offsetof(struct dm_control, lists_offset)) || expected.total_bytes != bytes ? -EPROTO : 0;
+	if (memcmp(&expected.lists_offset, &c->lists_offset,
+		   offsetof(struct dm_control, cells_offset) + sizeof(c->cells_offset) -
+			   offsetof(struct dm_control, lists_offset)) || expected.total_bytes != bytes)
+		return -EPROTO;
+	return lists_fit(c) ? 0 : -EPROTO;
 }

@@ -33,7 +33,8 @@ enum { DM_ATTACH_NO_GUARD = 1 /* do without userfaultfd: map present ranges only
  * -ENOENT no primary, -ECONNREFUSED it is gone, -EADDRNOTAVAIL something lies in the window, -EPROTO, -EACCES refused,
  * -ETIMEDOUT, -EALREADY this process is attached to that primary already, or an errno of the system call named. */
 int dm_attach(const struct dm_attach_options *options, struct dm_memory **out, char *error, size_t error_bytes);
-/* Unmaps everything, gives back the lanes, says goodbye. Blocks of this session become orphaned. NULL is fine. */
+/* Unmaps everything, gives back the lanes, says goodbye. Blocks of this session become orphaned. NULL is fine.
+ * -EDEADLK: called from inside a memory event callback, which would wait for itself; nothing is changed. */
 int dm_detach(struct dm_memory *m);
 /* 0 attached; -EPIPE the primary is gone (what is mapped still works); -ESTALE evicted; -ECHILD after fork(). */
 int dm_attachment_state(struct dm_memory *m, char *text, size_t text_bytes);

@@ -261,6 +261,8 @@ int dm_event_reader_next(struct dm_event_reader *r, struct dm_mem_event *out, in
 {
 	int rc;
 
+	if (atomic_load(&r->m->state) == -ECHILD) /* what is left to replay is the parent's */
+		return -ECHILD;
 	consume(r);
 	for (;;) {
 		uint32_t seen = atomic_load_explicit(&r->m->ctl->event_signal, memory_order_acquire);
@@ -443,6 +445,8 @@ int dm_mem_event_callback_unregister(struct dm_memory *m, const char *name, void
 			pthread_cond_wait(&all->returned, &all->mutex);
 	}
 	pthread_mutex_unlock(&all->mutex);
+	if (cb) /* its reader goes at once, and nothing waits for it any more */
+		dm_futex_wake(&m->ctl->event_signal, INT32_MAX);
 	return cb ? 0 : dm_fail(m, -ENOENT, "no callback \"%s\" with that argument is registered", name);
 }
 
@@ -456,23 +460,45 @@ int dm_readers_create(struct dm_memory *m)
 	return 0;
 }
 
+bool dm_readers_called_from(struct dm_memory *m)
+{
+	const struct dm_readers *all = m->readers;
+
+	return all && all->has_thread && atomic_load(&m->state) != -ECHILD && pthread_equal(pthread_self(), all->thread);
+}
+
+void dm_readers_lock(struct dm_memory *m)
+{
+	pthread_mutex_lock(&m->readers->mutex);
+}
+
+void dm_readers_unlock(struct dm_memory *m)
+{
+	pthread_mutex_unlock(&m->readers->mutex);
+}
+
 void dm_readers_destroy(struct dm_memory *m)
 {
 	struct dm_readers *all = m->readers;
+	bool is_child = atomic_load(&m->state) == -ECHILD;
 
 	if (!all)
 		return;
 	atomic_store(&all->stop, true);
-	if (all->has_thread && atomic_load(&m->state) != -ECHILD)
+	if (all->has_thread && !is_child) {
+		dm_futex_wake(&m->ctl->event_signal, INT32_MAX);
 		pthread_join(all->thread, NULL);
+	}
 	while (all->callbacks) {
 		struct callback *cb = all->callbacks;
 
 		all->callbacks = cb->next;
 		callback_free(cb);
 	}
-	pthread_mutex_destroy(&all->mutex);
-	pthread_cond_destroy(&all->returned);
+	if (!is_child) { /* glibc would wait for threads that wait there in the parent */
+		pthread_mutex_destroy(&all->mutex);
+		pthread_cond_destroy(&all->returned);
+	}
 	free(all);
 	m->readers = NULL;
 }

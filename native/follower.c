@@ -6,6 +6,7 @@
  * Who cleans up: the thread itself dismantles what it holds when the attachment ends; the process's death does the rest.
  * Source: unshare(2) CLONE_FILES; close_range(2), Linux 5.9. */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +26,10 @@ enum {
 	POLL_WAITING_MS = 1,      /* while a FREE is being read: how late the memory goes */
 	GROW_TIMEOUT_MS = 30000,  /* a primary that does not answer for so long is stopped */
 	WAIT_CHUNK_MS = 100,
-	REQUEST_FREE = 0, REQUEST_WAITING = 1, REQUEST_ANSWERED = 2, REQUEST_TAKEN = 3,
+	/* Thread: FREE -> WAITING -> FREE, or ANSWERED -> FREE. Follower: WAITING -> BEING_ANSWERED -> ANSWERED. */
+	REQUEST_FREE = 0, REQUEST_WAITING = 1, REQUEST_BEING_ANSWERED = 2, REQUEST_ANSWERED = 3,
+	REQUEST_STATE_MASK = 3, REQUEST_ID_SHIFT = 2,
+	PRIMARY_STARTING = 1, PRIMARY_SERVING = 2, /* control.primary_state */
 };
 
 static void take_own_table(struct dm_follower *f)
@@ -47,22 +51,31 @@ static void report_start(struct dm_follower *f, int status)
 	pthread_mutex_unlock(&f->start_mutex);
 }
 
-static void answer(struct dm_request *r, int status, const char *text)
+static uint32_t request_word(uint32_t id, uint32_t state)
 {
+	return id << REQUEST_ID_SHIFT | state;
+}
+
+/* word: as it was found, WAITING. Nothing happens if the thread has given the slot back meanwhile. */
+static void answer(struct dm_request *r, uint32_t word, int status, const char *text)
+{
+	uint32_t id = word >> REQUEST_ID_SHIFT;
+
+	if (!atomic_compare_exchange_strong(&r->word, &word, request_word(id, REQUEST_BEING_ANSWERED)))
+		return;
 	r->status = status;
 	snprintf(r->text, sizeof(r->text), "%s", text);
-	atomic_store_explicit(&r->state, REQUEST_ANSWERED, memory_order_release); /* pairs with wait_for_answer */
-	dm_futex_wake(&r->state, 1);
+	atomic_store_explicit(&r->word, request_word(id, REQUEST_ANSWERED), memory_order_release); /* pairs with look_for_answer */
+	dm_futex_wake(&r->word, 1);
 }
 
 static void handle_done(struct dm_follower *f, const struct dm_wire_text *done)
 {
-	for (int i = 0; i < DM_MAX_REQUESTS; i++) {
-		struct dm_request *r = &f->requests[i];
+	uint32_t word = request_word(done->h.request_id, REQUEST_WAITING);
 
-		if (atomic_load_explicit(&r->state, memory_order_acquire) == REQUEST_WAITING && r->id == done->h.request_id)
-			answer(r, -done->status, done->text);
-	}
+	for (int i = 0; i < DM_MAX_REQUESTS; i++)
+		if (atomic_load_explicit(&f->requests[i].word, memory_order_acquire) == word)
+			answer(&f->requests[i], word, -done->status, done->text);
 }
 
 /* The attachment is over: state says why, and nobody waits any longer. */
@@ -72,9 +85,12 @@ static void end(struct dm_follower *f, int state, const char *text)
 
 	snprintf(f->error, sizeof(f->error), "%s", text);
 	atomic_compare_exchange_strong(&f->m->state, &expected, state);
-	for (int i = 0; i < DM_MAX_REQUESTS; i++)
-		if (atomic_load_explicit(&f->requests[i].state, memory_order_acquire) == REQUEST_WAITING)
-			answer(&f->requests[i], -EPIPE, text);
+	for (int i = 0; i < DM_MAX_REQUESTS; i++) {
+		uint32_t word = atomic_load_explicit(&f->requests[i].word, memory_order_acquire);
+
+		if ((word & REQUEST_STATE_MASK) == REQUEST_WAITING)
+			answer(&f->requests[i], word, -EPIPE, text);
+	}
 	dm_futex_wake(&f->m->ctl->event_signal, INT32_MAX);
 }
 
@@ -105,6 +121,18 @@ static bool handle(struct dm_follower *f, struct dm_packet *p)
 	}
 }
 
+/* End of file: the primary is gone, or it evicted us and the socket was too full for its END. */
+static void end_without_words(struct dm_follower *f)
+{
+	const struct dm_control *c = f->m->ctl;
+	bool serves = c->primary_state == PRIMARY_STARTING || c->primary_state == PRIMARY_SERVING;
+
+	if (serves && atomic_load(&dm_owner_at(c, f->m->owner_id)->state) == DM_OWNER_DEAD)
+		end(f, -ESTALE, "evicted: this process did not read what the primary sent (stopped, or starved)");
+	else
+		end(f, -EPIPE, "the primary has ended");
+}
+
 static void follow(struct dm_follower *f)
 {
 	struct dm_packet p;
@@ -116,8 +144,12 @@ static void follow(struct dm_follower *f)
 		dm_release_waiting(f);
 		if (rc == 0)
 			continue;
+		if (rc == -EPIPE) {
+			end_without_words(f);
+			return;
+		}
 		if (rc < 0) {
-			end(f, rc == -EPIPE ? -EPIPE : -ESTALE, rc == -EPIPE ? "the primary has ended" : f->error);
+			end(f, -ESTALE, f->error);
 			return;
 		}
 		going = handle(f, &p);
@@ -154,6 +186,13 @@ void dm_follower_dismantle(struct dm_follower *f)
 	close_own(f);
 }
 
+int dm_say_goodbye(int sock)
+{
+	struct dm_wire_header bye = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_BYE, .bytes = sizeof(bye)};
+
+	return dm_packet_send(sock, &bye, sizeof(bye));
+}
+
 /* A primary that is gone leaves the memory usable: the guard and the list files stay until the program detaches. */
 static void stay_until_detached(struct dm_follower *f)
 {
@@ -183,6 +222,8 @@ static void *follower_thread(void *arg)
 	}
 	report_start(f, 0);
 	follow(f);
+	if (atomic_load(&f->says_bye) && f->own_table && f->sock >= 0)
+		dm_say_goodbye(f->sock);
 	stay_until_detached(f);
 	dm_follower_dismantle(f);
 	return NULL;
@@ -212,24 +253,31 @@ int dm_follower_start(struct dm_follower *f)
 
 /* ---- requests of the program's threads ---- */
 
-static struct dm_request *take_request(struct dm_follower *f)
+static struct dm_request *take_request(struct dm_follower *f, uint32_t *id)
 {
+	*id = (atomic_fetch_add(&f->next_request_id, 1) + 1) & UINT32_MAX >> REQUEST_ID_SHIFT;
 	for (int i = 0; i < DM_MAX_REQUESTS; i++) {
-		struct dm_request *r = &f->requests[i];
-		uint32_t expected = REQUEST_FREE;
+		uint32_t word = atomic_load_explicit(&f->requests[i].word, memory_order_relaxed);
 
-		if (!atomic_compare_exchange_strong(&r->state, &expected, REQUEST_TAKEN))
-			continue;
-		r->id = atomic_fetch_add(&f->next_request_id, 1) + 1;
-		/* Not before it has its new id: a late answer to the slot's last user must not match. */
-		atomic_store_explicit(&r->state, REQUEST_WAITING, memory_order_release);
-		return r;
+		if ((word & REQUEST_STATE_MASK) == REQUEST_FREE &&
+		    atomic_compare_exchange_strong(&f->requests[i].word, &word, request_word(*id, REQUEST_WAITING)))
+			return &f->requests[i];
 	}
 	return NULL;
 }
 
-/* The program may have closed our descriptor and opened something else under its number. */
-static bool app_fd_is_ours(const struct dm_follower *f)
+static void give_request(struct dm_request *r, uint32_t id)
+{
+	uint32_t word = request_word(id, REQUEST_WAITING);
+
+	if (atomic_compare_exchange_strong(&r->word, &word, REQUEST_FREE))
+		return;
+	while ((atomic_load_explicit(&r->word, memory_order_acquire) & REQUEST_STATE_MASK) != REQUEST_ANSWERED)
+		sched_yield(); /* the follower is copying the text */
+	atomic_store_explicit(&r->word, REQUEST_FREE, memory_order_release);
+}
+
+bool dm_app_fd_is_ours(const struct dm_follower *f)
 {
 	struct stat st;
 
@@ -254,7 +302,7 @@ static bool memory_came(const struct dm_control *c, const struct dm_grow_request
 /* -EAGAIN: neither answered nor ended yet. */
 static int look_for_answer(struct dm_follower *f, struct dm_request *r, char *text)
 {
-	if (atomic_load_explicit(&r->state, memory_order_acquire) == REQUEST_ANSWERED) { /* pairs with answer() */
+	if ((atomic_load_explicit(&r->word, memory_order_acquire) & REQUEST_STATE_MASK) == REQUEST_ANSWERED) { /* pairs with answer() */
 		snprintf(text, DM_ERROR_BYTES, "%s", r->text);
 		return r->status;
 	}
@@ -267,14 +315,14 @@ static int look_for_answer(struct dm_follower *f, struct dm_request *r, char *te
 
 /* The commit itself wakes us, by the futex word of the event log: the answer by message would come two threads later. If
  * somebody else takes what came, the heap asks again. Without futex_waitv(2) the answer is waited for. */
-static int wait_for_answer(struct dm_follower *f, struct dm_request *r, const struct dm_grow_request *request,
-			   uint64_t seq, char *text)
+static int wait_for_answer(struct dm_follower *f, struct dm_request *r, uint32_t id,
+			   const struct dm_grow_request *request, uint64_t seq, char *text)
 {
-	_Atomic uint32_t *const words[2] = {&r->state, &f->m->ctl->event_signal};
+	_Atomic uint32_t *const words[2] = {&r->word, &f->m->ctl->event_signal};
 	int64_t until = dm_now_ns(CLOCK_MONOTONIC) + (int64_t)GROW_TIMEOUT_MS * 1000000;
 
 	while (dm_now_ns(CLOCK_MONOTONIC) < until) {
-		uint32_t expected[2] = {REQUEST_WAITING, atomic_load_explicit(words[1], memory_order_acquire)};
+		uint32_t expected[2] = {request_word(id, REQUEST_WAITING), atomic_load_explicit(words[1], memory_order_acquire)};
 		int rc = look_for_answer(f, r, text);
 
 		if (rc != -EAGAIN)
@@ -282,16 +330,17 @@ static int wait_for_answer(struct dm_follower *f, struct dm_request *r, const st
 		if (memory_came(f->m->ctl, request, &seq))
 			return 0;
 		if (dm_futex_wait_two(words, expected, dm_now_ns(CLOCK_MONOTONIC) + WAIT_CHUNK_MS * 1000000L) == -ENOSYS)
-			dm_futex_wait(&r->state, REQUEST_WAITING, WAIT_CHUNK_MS * 1000000L);
+			dm_futex_wait(&r->word, expected[0], WAIT_CHUNK_MS * 1000000L);
 	}
 	snprintf(text, DM_ERROR_BYTES, "the primary has not answered for %d s: it is stopped or overloaded", GROW_TIMEOUT_MS / 1000);
 	return -ETIMEDOUT;
 }
 
-static int request_growth(struct dm_follower *f, struct dm_request *r, const struct dm_grow_request *request, char *text)
+static int request_growth(struct dm_follower *f, struct dm_request *r, uint32_t id,
+			  const struct dm_grow_request *request, char *text)
 {
 	struct dm_wire_grow grow = {
-		.h = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_GROW, .bytes = sizeof(grow), .request_id = r->id},
+		.h = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_GROW, .bytes = sizeof(grow), .request_id = id},
 		.bytes = request->bytes,
 		.align = request->align,
 		.page_bytes = request->page_bytes,
@@ -301,7 +350,7 @@ static int request_growth(struct dm_follower *f, struct dm_request *r, const str
 	uint64_t seq = atomic_load_explicit(&f->m->ctl->event_seq, memory_order_acquire);
 	int err;
 
-	if (!app_fd_is_ours(f)) {
+	if (!dm_app_fd_is_ours(f)) {
 		snprintf(text, DM_ERROR_BYTES, "descriptor %d of the session was closed by this process (os.closerange()?): "
 			 "memory that is there still works, growth needs detach and attach", f->app_fd);
 		return -EBADF;
@@ -311,26 +360,27 @@ static int request_growth(struct dm_follower *f, struct dm_request *r, const str
 		snprintf(text, DM_ERROR_BYTES, "cannot ask the primary for memory: %s", err == -EPIPE ? "it has ended" : strerror(-err));
 		return err;
 	}
-	return wait_for_answer(f, r, request, seq, text);
+	return wait_for_answer(f, r, id, request, seq, text);
 }
 
 int dm_follower_grow(void *ctx, const struct dm_grow_request *request, char *text)
 {
 	struct dm_follower *f = ctx;
 	struct dm_request *r;
+	uint32_t id;
 	int err = atomic_load(&f->m->state);
 
 	if (err) {
 		snprintf(text, DM_ERROR_BYTES, "the map cannot grow: %.480s", f->error);
 		return err;
 	}
-	r = take_request(f);
+	r = take_request(f, &id);
 	if (!r) {
 		snprintf(text, DM_ERROR_BYTES, "%d threads of this process wait for growth already", DM_MAX_REQUESTS);
 		return -EBUSY;
 	}
-	err = request_growth(f, r, request, text);
-	atomic_store(&r->state, REQUEST_FREE);
+	err = request_growth(f, r, id, request, text);
+	give_request(r, id);
 	return err;
 }
 
@@ -340,6 +390,6 @@ void dm_follower_ring(void *ctx)
 	struct dm_follower *f = ctx;
 	struct dm_wire_header trim = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_TRIM, .bytes = sizeof(trim)};
 
-	if (!atomic_load(&f->m->state) && app_fd_is_ours(f))
+	if (!atomic_load(&f->m->state) && dm_app_fd_is_ours(f))
 		dm_packet_send(f->app_fd, &trim, sizeof(trim));
 }

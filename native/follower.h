@@ -15,10 +15,10 @@
 
 enum { DM_MAX_REQUESTS = 64 };
 
-/* One growth that a thread of the program waits for. state is a private futex word. */
+/* One growth that a thread of the program waits for. Id and state are one word, since an answer can come while the
+ * thread gives the slot back and another one takes it: it must find its own request or none. */
 struct dm_request {
-	_Atomic uint32_t state;     /* see follower.c */
-	uint32_t id;
+	_Atomic uint32_t word;      /* id << 2 | state, see follower.c; a private futex */
 	int status;
 	char text[DM_WIRE_TEXT_BYTES];
 };
@@ -55,6 +55,7 @@ struct dm_follower {
 	bool started;
 	int start_status;
 	_Atomic bool stop;
+	_Atomic bool says_bye;      /* at the stop, because app_fd is lost */
 	_Atomic bool gone;          /* the thread has ended */
 	char error[DM_ERROR_BYTES]; /* why the handshake failed, or why the attachment ended */
 	_Atomic uint32_t next_request_id;
@@ -98,5 +99,8 @@ int dm_follower_start(struct dm_follower *f);
 void dm_follower_dismantle(struct dm_follower *f);
 int dm_follower_grow(void *ctx, const struct dm_grow_request *request, char *text);
 void dm_follower_ring(void *ctx);
+int dm_say_goodbye(int sock);
+/* Whether app_fd still is the session: the program may have closed it and opened something else under its number. */
+bool dm_app_fd_is_ours(const struct dm_follower *f);
 
 #endif

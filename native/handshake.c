@@ -37,6 +37,8 @@ static int send_hello(struct dm_follower *f)
 
 	memcpy(hello.name, f->name, sizeof(hello.name));
 	err = dm_packet_send(f->sock, &hello, sizeof(hello));
+	if (err == -EPIPE) /* refused before it asked (too many sessions): the END that says why can still be read */
+		return 0;
 	return err ? FAIL(f, err, "cannot send HELLO to the primary: %s", strerror(-err)) : 0;
 }
 
@@ -90,8 +92,11 @@ static int take_fd(struct dm_packet *p, unsigned int i)
 static int open_control(struct dm_follower *f, const struct dm_wire_welcome *w)
 {
 	struct dm_control *c;
-	int err = dm_control_map(f->control_fd, w->control_bytes, false, &c);
+	int err = dm_control_holds(f->control_fd, w->control_bytes);
 
+	if (err)
+		return FAIL(f, err, "the control segment that came is no memfd of %" PRIu64 " bytes", w->control_bytes);
+	err = dm_control_map(f->control_fd, w->control_bytes, false, &c);
 	if (err)
 		return FAIL(f, err, "cannot map the control segment (%" PRIu64 " bytes): %s%s", w->control_bytes, strerror(-err),
 			    err == -ENOMEM ? ". Raise `ulimit -v` (RLIMIT_AS)" : err == -EAGAIN ?
@@ -135,6 +140,8 @@ static int welcome(struct dm_follower *f, struct dm_packet *p)
 	f->ack_fd = take_fd(p, 1);
 	if (w->flags & DM_WELCOME_USERFAULTFD)
 		device = p->fds[2];
+	if (w->owner_id <= DM_OWNER_PRIMARY || w->owner_id >= DM_MAX_OWNERS)
+		return FAIL(f, -EPROTO, "WELCOME names owner %u, which cannot be", w->owner_id);
 	f->m->owner_id = w->owner_id;
 	err = open_control(f, w);
 	if (err)

@@ -102,7 +102,8 @@ int dm_zones_rebuild(struct dm_memory *m);                        /* under the z
 int dm_control_create(const struct dm_control_spec *spec, int *memfd, struct dm_control **out);
 int dm_control_map(int fd, uint64_t bytes, bool read_only, struct dm_control **out);
 void dm_control_unmap(struct dm_control *c, uint64_t bytes);
-int dm_control_check(const struct dm_control *c, uint64_t bytes); /* magic, version, offsets inside bytes: -EPROTO */
+int dm_control_holds(int fd, uint64_t bytes); /* -EPROTO: no file of so many bytes, a mapping of it would be SIGBUS */
+int dm_control_check(const struct dm_control *c, uint64_t bytes); /* magic, version, tables inside bytes, lists inside the window: -EPROTO */
 
 /* supply.c: primary_api.h declares it. */
 
@@ -110,6 +111,9 @@ int dm_control_check(const struct dm_control *c, uint64_t bytes); /* magic, vers
 uint64_t dm_event_append(struct dm_control *c, const struct dm_mem_event *event); /* primary; returns its number */
 int dm_readers_create(struct dm_memory *m);
 void dm_readers_destroy(struct dm_memory *m);
+bool dm_readers_called_from(struct dm_memory *m); /* the caller runs inside a callback */
+void dm_readers_lock(struct dm_memory *m);        /* around fork(2): the child gets the list of readers whole */
+void dm_readers_unlock(struct dm_memory *m);
 /* dm_readers_consumed: all readers have returned from events up to this one; UINT64_MAX: there are none */
 
 /* map.c */
