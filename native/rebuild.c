@@ -52,7 +52,7 @@ static uint64_t count_page(struct dm_control *c, struct dm_heap *h, struct dm_li
 
 static void rebuild_list(struct dm_control *c, struct dm_heap *h, struct dm_list *l)
 {
-	uint64_t end = dm_list_pages(l), page = 0, free_from = 0;
+	uint64_t end = dm_list_end_page(l), page = 0, free_from = 0;
 
 	dm_pages_reset(c, l);
 	DM_CRASH_POINT("rebuild: list reset");
