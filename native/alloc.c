@@ -3,7 +3,8 @@
  * Owns the judgement of arguments, the order of heaps and the words of every failure. A node that is named is the only
  * one asked; DM_NUMA_ANY asks the caller's own first, then the others by index, never an external heap (DPDK:
  * rte_malloc). Each is asked for memory that is there, then to grow, before the next one is.
- * Growth happens under no lock: others may take what came, so it is repeated GROW_TRIES times. */
+ * Growth happens under no lock: others may take what came, or it may fall free and go again before its asker runs, so it
+ * is repeated for GROW_FOR_NS at most. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -11,14 +12,16 @@
 #include "futex.h"
 #include "heap.h"
 
-enum { GROW_TRIES = 16, LEAST_ALIGN = DM_CELL_BYTES };
+enum { LEAST_ALIGN = DM_CELL_BYTES };
+#define GROW_FOR_NS INT64_C(5000000000) /* with 8 workers on 2 cores, 16 repetitions did not always do */
 
 typedef unsigned long long ull;
 
 /* ---- which heap ---- */
 
 struct heap_order {
-	uint32_t n, idx[DM_MAX_HEAPS];
+	uint32_t n;
+	uint8_t idx[DM_MAX_HEAPS];
 };
 
 static bool is_external(const struct dm_control *c, const struct dm_heap *h)
@@ -32,7 +35,7 @@ static void add_heaps(const struct dm_control *c, struct heap_order *order, int3
 		const struct dm_heap *h = dm_heap_at(c, i);
 
 		if (h->state == 1 && h->n_lists != 0 && (h->numa_node == numa_node) == same)
-			order->idx[order->n++] = i;
+			order->idx[order->n++] = (uint8_t)i;
 	}
 }
 
@@ -53,10 +56,12 @@ static int32_t own_node(const struct dm_control *c)
 	return c->n_heaps > 1 && getcpu(&cpu, &node) == 0 ? (int32_t)node : 0;
 }
 
-static int choose_heaps(struct dm_memory *m, int32_t numa_node, struct heap_order *order)
+static int choose_heaps(struct dm_memory *m, uint32_t heap_idx_plus1, int32_t numa_node, struct heap_order *order)
 {
 	order->n = 0;
-	if (numa_node == DM_NUMA_ANY) {
+	if (heap_idx_plus1 != 0) {
+		order->idx[order->n++] = (uint8_t)(heap_idx_plus1 - 1);
+	} else if (numa_node == DM_NUMA_ANY) {
 		int32_t node = own_node(m->ctl);
 
 		add_heaps(m->ctl, order, node, true);
@@ -115,19 +120,23 @@ static bool has_list_for(const struct dm_control *c, const struct dm_heap *h, co
 
 static int take_or_grow(struct dm_memory *m, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
 {
+	int64_t until = 0;
+
 	if (!has_list_for(m->ctl, h, want))
 		return cannot_grow(m, h, want, -ENOMEM, "it has no memseg list of that page size, alignment and length");
-	for (int i = 0; i < GROW_TRIES; i++) {
+	do {
 		int err = dm_heap_take(m, h, want, out);
 
 		if (err != -ENOMEM)
 			return err;
 		if (want->no_grow)
 			return cannot_grow(m, h, want, -ENOMEM, "what is there is in use, and growth was not wanted");
+		if (until == 0)
+			until = dm_now_ns(CLOCK_MONOTONIC) + GROW_FOR_NS;
 		err = grow(m, h, want);
 		if (err != 0)
 			return err;
-	}
+	} while (dm_now_ns(CLOCK_MONOTONIC) < until);
 	return cannot_grow(m, h, want, -ENOMEM, "it grew again and again, and others took what came; it may be too scattered");
 }
 
@@ -135,7 +144,7 @@ static int take_or_grow(struct dm_memory *m, struct dm_heap *h, const struct dm_
 static int take_from_any(struct dm_memory *m, const struct heap_order *order, const struct dm_want *want,
 			 struct dm_taken *out)
 {
-	char first_text[DM_ERROR_BYTES] = "";
+	char first_text[DM_ERROR_BYTES]; /* filled on a failure only: this is the fast path too */
 	int first_err = 0;
 
 	for (uint32_t i = 0; i < order->n; i++) {
@@ -154,7 +163,7 @@ static int take_from_any(struct dm_memory *m, const struct heap_order *order, co
 int dm_alloc_taken(struct dm_memory *m, int32_t numa_node, const struct dm_want *want, struct dm_taken *out)
 {
 	struct heap_order order;
-	int err = choose_heaps(m, numa_node, &order);
+	int err = choose_heaps(m, 0, numa_node, &order);
 
 	return err != 0 ? err : take_from_any(m, &order, want, out);
 }
@@ -210,14 +219,14 @@ int dm_alloc(struct dm_memory *m, const struct dm_alloc_spec *spec, void **out)
 		.iova_contig = (spec->flags & DM_ALLOC_IOVA_CONTIG) != 0,
 		.no_grow = (spec->flags & DM_ALLOC_NO_GROW) != 0,
 	};
-	struct heap_order order = { .n = 1, .idx = { spec->heap_idx_plus1 - 1 } };
+	struct heap_order order;
 	struct dm_taken taken;
 	int err = dm_usable(m);
 
 	if (err == 0)
 		err = judge_spec(m, spec);
-	if (err == 0 && spec->heap_idx_plus1 == 0)
-		err = choose_heaps(m, spec->numa_node, &order);
+	if (err == 0)
+		err = choose_heaps(m, spec->heap_idx_plus1, spec->numa_node, &order);
 	if (err == 0)
 		err = take_from_any(m, &order, &want, &taken);
 	if (err != 0)
@@ -395,7 +404,10 @@ static void add_list(const struct dm_control *c, const struct dm_list *l, struct
 int dm_heap_stats(struct dm_memory *m, uint32_t heap_idx, struct dm_heap_stats *out)
 {
 	const struct dm_heap *h = dm_heap_at(m->ctl, heap_idx);
+	int err = dm_usable(m);
 
+	if (err != 0)
+		return err;
 	if (heap_idx >= m->ctl->n_heaps || h->state != 1)
 		return dm_fail(m, -ENOENT, "heap %u: there are %u", heap_idx, m->ctl->n_heaps);
 	*out = (struct dm_heap_stats){

@@ -20,12 +20,14 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem import native
 from dpdkmem.shared.errors import (
+    Attempt,
     DeviceBusy,
     DpdkmemError,
     HugepagesExhausted,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.primary.limits import LimitGuard
-    from dpdkmem.primary.loop import Loop
+    from dpdkmem.primary.loop import Loop, Timer
     from dpdkmem.primary.pagefinder import PageFinder
     from dpdkmem.primary.publication import Failure, Member, Publisher
     from dpdkmem.primary.supplies import SegmentFiles
@@ -56,6 +58,9 @@ INLINE_BYTES: Final = (
 _ACK_SPIN_US: Final = 400  # how long the loop waits for acknowledgements itself before it turns to others
 _READERS_POLL_S: Final = 0.001  # how often the primary's own readers of FREE are looked at
 _WARM_UP_S: Final = 0.002  # after a growth: not in the middle of a burst
+_GRANT_S: Final = (
+    0.002  # how long what came is left to its asker, who may not have run yet, before it may shrink away
+)
 _MAX_SHRINK_SEGMENTS: Final = 4096  # of one job, so that a huge shrink does not hold the loop
 _VMAS_PER_SEGMENT: Final = 2  # an isolated segment is a mapping and splits the hole
 
@@ -152,6 +157,8 @@ class Growth:
         self._growing_bytes: dict[int, int] = {}  # list -> bytes of GROWING segments
         self._warm: dict[int, list[_Growth]] = {}  # list -> runs, not counted in _growing_bytes
         self._warm_timer_set = False
+        self._shrink_timer: Timer | None = None
+        self._grants: deque[tuple[Run, float]] = deque()  # with the time until which they are left alone
         self._closed = False
         self._iova_va = memory.control_info().iova_va
         self.on_change: Callable[[EventType, Run, ListInfo], None] = lambda _type, _run, _info: None
@@ -419,6 +426,7 @@ class Growth:
         info = job.memseg_list.info
         self._memory.commit(info.list_idx, job.first, job.n, minimum=job.minimum)
         self._growing_bytes[info.list_idx] -= job.n_bytes
+        self._grants.append((job.run, time.monotonic() + _GRANT_S))
         self._count(job)
         self.on_change(EventType.ALLOC, job.run, info)
         job.done(None)
@@ -442,6 +450,7 @@ class Growth:
         error = errno_error(
             errno.ETIMEDOUT if silent else failures[0].errno,
             f"{format_size(job.n_bytes)} could not be mapped by everybody and were given back: {why}: {cure}",
+            Attempt.ADDRESS,
         )
         members = self._members(job.memseg_list, RoundOp.MAP)
         self._publisher.start(
@@ -471,12 +480,33 @@ class Growth:
     # ---- shrinking ----
 
     def shrink(self, keep: int) -> int:
-        """Give back whole free segments beyond `keep` of each list; return how many are on their way."""
+        """Give back whole free segments beyond `keep` of each list; return how many are on their way.
+
+        What was granted just now stays: its asker may not have run yet. It is looked at again when that time has passed.
+        """
         n = 0
+        self._forget_old_grants()
         for memseg_list in self._lists:
             for run in self._memory.heap_free_runs(memseg_list.info.list_idx, keep):
-                n += self._shrink_run(memseg_list, run)
+                parts = _without(run, [grant for grant, _ in self._grants])
+                n += sum(self._shrink_run(memseg_list, part) for part in parts)
+                if parts != [run]:
+                    self._shrink_later(keep)
         return n
+
+    def _shrink_later(self, keep: int) -> None:
+        if self._shrink_timer is None:
+            self._shrink_timer = self._loop.call_later(_GRANT_S, lambda: self._shrink_again(keep))
+
+    def _shrink_again(self, keep: int) -> None:
+        self._shrink_timer = None
+        if not self._closed:
+            self.shrink(keep)
+
+    def _forget_old_grants(self) -> None:
+        now = time.monotonic()
+        while self._grants and self._grants[0][1] <= now:
+            self._grants.popleft()
 
     def _shrink_run(self, memseg_list: MemsegList, run: Run) -> int:
         n = 0
@@ -519,6 +549,23 @@ class Growth:
         self.stats.n_shrunk += 1
         self.stats.shrunk_bytes += job.n * info.page_bytes
         job.done()
+
+
+def _without(run: Run, others: Sequence[Run]) -> list[Run]:
+    """Return what is left of a run when the others are cut out of it."""
+    end = run.first_seg + run.n_segs
+    parts: list[Run] = []
+    at = run.first_seg
+    for other in sorted(others, key=lambda one: one.first_seg):
+        other_end = other.first_seg + other.n_segs
+        if other.list_idx != run.list_idx or other_end <= at or other.first_seg >= end:
+            continue
+        if other.first_seg > at:
+            parts.append(Run(run.list_idx, at, other.first_seg - at))
+        at = other_end
+    if at < end:
+        parts.append(Run(run.list_idx, at, end - at))
+    return parts
 
 
 def _wrap(error: BaseException) -> DpdkmemError:
