@@ -36,6 +36,8 @@ class EmbeddedPrimary(UserMemory):
         Raises:
             SegmentBusy: views of the memory are in use; nothing is changed.
         """
+        if self.memory.closed:
+            return
         super().close(force=force)
         self.primary.stop()
         self._thread.join()

@@ -58,6 +58,7 @@ INLINE_BYTES: Final = (
 _ACK_SPIN_US: Final = 400  # how long the loop waits for acknowledgements itself before it turns to others
 _READERS_POLL_S: Final = 0.001  # how often the primary's own readers of FREE are looked at
 _WARM_UP_S: Final = 0.002  # after a growth: not in the middle of a burst
+_SHRINK_RETRY_S: Final = 0.02  # a heap's lock that was held will be free then, unless its holder is stopped
 _GRANT_S: Final = (
     0.002  # how long what came is left to its asker, who may not have run yet, before it may shrink away
 )
@@ -491,12 +492,12 @@ class Growth:
                 parts = _without(run, [grant for grant, _ in self._grants])
                 n += sum(self._shrink_run(memseg_list, part) for part in parts)
                 if parts != [run]:
-                    self._shrink_later(keep)
+                    self._shrink_later(keep, _GRANT_S)
         return n
 
-    def _shrink_later(self, keep: int) -> None:
+    def _shrink_later(self, keep: int, delay_s: float) -> None:
         if self._shrink_timer is None:
-            self._shrink_timer = self._loop.call_later(_GRANT_S, lambda: self._shrink_again(keep))
+            self._shrink_timer = self._loop.call_later(delay_s, lambda: self._shrink_again(keep))
 
     def _shrink_again(self, keep: int) -> None:
         self._shrink_timer = None
