@@ -262,11 +262,12 @@ def prefixes(*, as_json: bool) -> None:
 @click.option(
     "--workers", type=click.IntRange(3, 32), default=3, show_default=True, help="How many secondaries."
 )
-def demo(seconds: float, workers: int) -> None:
+@click.option("--no-huge", is_flag=True, help="On ordinary pages; else only where there are no huge ones.")
+def demo(seconds: float, workers: int, *, no_huge: bool) -> None:
     """Run a primary and secondaries of its own, and check that they share memory as they should."""
     from dpdkmem.secondary.demo import run
 
-    sys.exit(run(seconds=seconds, n_workers=workers, style=_style()))
+    sys.exit(run(seconds=seconds, n_workers=workers, no_huge=no_huge, style=_style()))
 
 
 # ---- asking ----

@@ -1,7 +1,7 @@
 """`dpdkmem demo`: a primary, secondaries that share memory and check each other, one kill -9, and a verdict.
 
-Owns the course of it. Everything is private: a runtime directory under the temporary folder, a prefix of its own, huge pages that
-the primary reserves and gives back (else ordinary pages, with a notice). The coordinator is this process: a secondary itself,
+Owns the course of it. Everything is private: a runtime directory under the temporary folder, a prefix of its own, no files (--in-memory),
+huge pages that the primary reserves and gives back (else ordinary pages, with a notice). The coordinator is this process: a secondary itself,
 it starts the primary and the workers (demo_worker.py) as processes, meets them on a board in shared memory (demo_board.py),
 prints the live map from the query socket, kills one worker, and compares what is left with what must be.
 
@@ -30,7 +30,7 @@ from dpdkmem.shared.control_client import ControlClient
 from dpdkmem.shared.control_wire import Verb
 from dpdkmem.shared.errors import EXIT_CHECK_FAILED, EXIT_OK, DpdkmemError, PeerGone
 from dpdkmem.shared.render import Cell, map_lines, occupancy_bar, table
-from dpdkmem.shared.units import MIB, human_size
+from dpdkmem.shared.units import MIB, NS_PER_S, human_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +43,7 @@ _RESERVE: Final = "512M"
 _HOARD_BYTES: Final = 192 * MIB  # of all workers together, at the top of the sawtooth
 _START_S: Final = 20.0
 _SETTLE_S: Final = 10.0
+_ANSWER_NS: Final = 10 * NS_PER_S  # for a query: the workers may keep all cores busy
 _STEP_S: Final = 0.01
 _LINE_S: Final = 0.5
 _TEETH: Final = 3
@@ -68,12 +69,13 @@ class _Verdict:
         return all(holds for _, holds, _ in self.rows)
 
 
-def run(*, seconds: float, n_workers: int, style: Style) -> int:
+def run(*, seconds: float, n_workers: int, no_huge: bool, style: Style) -> int:
     """Run the demo; return the exit status.
 
     Args:
         seconds: how long the workers work.
         n_workers: 3 to MAX_WORKERS.
+        no_huge: use ordinary pages even where there are huge ones.
         style: of what is printed.
     """
     verdict = _Verdict()
@@ -82,7 +84,7 @@ def run(*, seconds: float, n_workers: int, style: Style) -> int:
     environ_before = os.environ.get("RUNTIME_DIRECTORY")
     os.environ["RUNTIME_DIRECTORY"] = str(folder)
     try:
-        _Demo(seconds, n_workers, style, verdict).run()
+        _Demo(seconds, n_workers, style, verdict).run(no_huge=no_huge)
     except (_Failed, DpdkmemError) as error:
         verdict.check("it ran to its end", holds=False, found=str(error))
     except KeyboardInterrupt:
@@ -112,11 +114,11 @@ class _Demo:
         self._peak_bytes = 0
         self._n_sessions = n_workers + 1  # and the coordinator
 
-    def run(self) -> None:
-        with _primary(self._prefix, self._style) as primary:
+    def run(self, *, no_huge: bool) -> None:
+        with _primary(self._prefix, self._style, no_huge=no_huge) as primary:
             try:
                 with (
-                    ControlClient(runtime.runtime_paths(self._prefix)) as client,
+                    ControlClient(runtime.runtime_paths(self._prefix), _ANSWER_NS) as client,
                     attach(self._prefix, name="demo-coordinator") as memory,
                 ):
                     self._client = client
@@ -245,8 +247,8 @@ class _Demo:
         counters = cast("StatsReport", self._client.query(Verb.STATS))["counters"]
         self._verdict.check(
             "the map grew and shrank",
-            shrunk and counters["grown"] > 0 and counters["shrunk"] > 0,
-            f"{counters['grown']} times and {counters['shrunk']} times; at most {human_size(self._peak_bytes).strip()}, "
+            shrunk and counters["map.grown"] > 0 and counters["map.shrunk"] > 0,
+            f"{counters['map.grown']} times and {counters['map.shrunk']} times; at most {human_size(self._peak_bytes).strip()}, "
             f"{human_size(now).strip()} at the end",
         )
 
@@ -286,18 +288,16 @@ class _Demo:
 
 
 @contextlib.contextmanager
-def _primary(prefix: str, style: Style) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a primary on huge pages, or on ordinary ones where there are none."""
-    huge = [f"--reserve-hugepages={_RESERVE}"] if os.geteuid() == 0 else []
-    try:
-        process = _start_primary(prefix, ["-m", "8", *huge], quiet=True)
+def _primary(prefix: str, style: Style, *, no_huge: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a primary on huge pages, or on ordinary ones where there are none or none are wanted."""
+    process = None if no_huge else _start_on_huge_pages(prefix)
+    if process is not None:
         _print(f"prefix {prefix}: a primary (process {process.pid}) on huge pages")
-    except _Failed:
+    else:
         process = _start_primary(prefix, ["--no-huge"], quiet=False)
+        why = "as you wished" if no_huge else "no huge pages can be had here"
         _print(
-            style.paint(
-                "NOTICE: no huge pages can be had here: this runs on ordinary pages (--no-huge)", "yellow"
-            ),
+            style.paint(f"NOTICE: {why}: this runs on ordinary pages (--no-huge)", "yellow"),
             f"prefix {prefix}: a primary (process {process.pid})",
         )
     try:
@@ -312,10 +312,25 @@ def _primary(prefix: str, style: Style) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+def _start_on_huge_pages(prefix: str) -> subprocess.Popen[bytes] | None:
+    reserve = [f"--reserve-hugepages={_RESERVE}"] if os.geteuid() == 0 else []
+    try:
+        return _start_primary(prefix, ["-m", "8", *reserve], quiet=True)
+    except _Failed:
+        return None
+
+
 def _start_primary(prefix: str, options: list[str], *, quiet: bool) -> subprocess.Popen[bytes]:
     """Start a primary and wait until it serves (READY=1, sd_notify(3))."""
     address = f"\0dpdkmem-demo-{os.getpid()}-{time.monotonic_ns()}"
-    command = [sys.executable, "-m", "dpdkmem.primary.daemon", f"--file-prefix={prefix}", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "dpdkmem.primary.daemon",
+        f"--file-prefix={prefix}",
+        "--in-memory",
+        *options,
+    ]
     environ = {
         **os.environ,
         "NOTIFY_SOCKET": "@" + address[1:],

@@ -24,7 +24,8 @@ from dpdkmem.shared.units import MIB
 if TYPE_CHECKING:
     from dpdkmem.shared.memory import Allocation, UserMemory
 
-_PAUSE_S: Final = 0.001  # between rounds: the demo shows sharing, not speed
+_PAUSE_S: Final = 0.001  # while waiting
+_PAUSE_PER_WORKER_S: Final = 0.0005  # between rounds: all workers together leave the cores some air
 _LOOK_AGAIN_S: Final = 0.1  # how long a checksum may be wrong before it counts: see demo_board.py
 _HOARD_BLOCK_BYTES: Final = 1 * MIB
 _STAMP_BYTES: Final = 64
@@ -60,7 +61,7 @@ class Worker:
             self._receive()
             self._send()
             self._breathe((time.monotonic() - started) % self._period_s / self._period_s)
-            time.sleep(_PAUSE_S)
+            time.sleep(_PAUSE_PER_WORKER_S * self._board.n_workers)
         self._board.put(self._me, Counter.STOPPED_SENDING, 1)
         self._drain()
         self._board.put(self._me, Counter.DRAINED, 1)

@@ -133,8 +133,8 @@ class ControlClient:
         self.close()
 
     def _connected(self) -> zmq.Socket[bytes]:
-        self._require_owner()
         if self._socket is None:
+            self._require_owner()
             self._socket = self._context.socket(zmq.DEALER)
             self._socket.set(zmq.LINGER, 0)
             self._socket.set(zmq.MAXMSGSIZE, control_wire.MAX_REPLY_BYTES)
@@ -155,6 +155,12 @@ class ControlClient:
         owner = prefix_lock.live_owner(self._paths)
         if owner is None:
             return PeerGone(f"the primary of {self._paths.prefix!r} ended while it was being asked")
+        if not self._paths.control_ipc.exists():
+            return PrimarySilent(
+                0,
+                f"the primary of {self._paths.prefix!r} ({owner.describe()}) has no query socket {self._paths.control_ipc}: "
+                "it is still starting, or could make no files (--in-memory). What it shares can be read with --offline",
+            )
         return PrimarySilent(
             0,
             f"the primary of {self._paths.prefix!r} did not answer within {human_duration(self._timeout_ns).strip()}: "
