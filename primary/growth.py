@@ -515,11 +515,10 @@ class Growth:
             part = min(run.n_segs - n, _MAX_SHRINK_SEGMENTS)
             try:
                 self._start_shrink(memseg_list, run.first_seg + n, part)
-            except (
-                DpdkmemError,
-                OSError,
-            ) as error:  # somebody took a block, or a pin, or holds the lock: next time
+            except (DpdkmemError, OSError) as error:
+                # Somebody took a block, or a pin, or holds the lock.
                 _LOG.debug("not shrunk: %s", error)
+                self._shrink_later(0, _SHRINK_RETRY_S)
                 return n
             n += part
         return n
