@@ -21,20 +21,12 @@ import enum
 import errno
 import logging
 import os
-import sys
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-_flags = sys.getdlopenflags()
-sys.setdlopenflags(
-    os.RTLD_LAZY
-)  # until every declared function is written: what is missing fails at its call
-from dpdkmem.native._dpdkmem import ffi, lib  # noqa: E402
-
-sys.setdlopenflags(_flags)
-
-from dpdkmem.shared.errors import (  # noqa: E402
+from dpdkmem.native._dpdkmem import ffi, lib
+from dpdkmem.shared.errors import (
     AddressConflict,
     Attempt,
     Closed,
@@ -48,9 +40,9 @@ from dpdkmem.shared.errors import (  # noqa: E402
     Unsupported,
     errno_error,
 )
-from dpdkmem.shared.kinds import SegmentForm, SupplyKind  # noqa: E402
-from dpdkmem.shared.messages import Run  # noqa: E402
-from dpdkmem.shared.model import (  # noqa: E402
+from dpdkmem.shared.kinds import SegmentForm, SupplyKind
+from dpdkmem.shared.messages import Run
+from dpdkmem.shared.model import (
     IOVA_BAD,
     NUMA_ANY,
     BlockInfo,

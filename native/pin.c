@@ -134,7 +134,10 @@ int dm_unpin(struct dm_memory *m, uint32_t pin_id)
 {
 	struct dm_pin *p;
 	uint64_t word;
+	int err = dm_usable(m);
 
+	if (err != 0)
+		return err;
 	if (pin_id >= DM_MAX_PINS)
 		return dm_fail(m, -EINVAL, "pin %u: there are %d", pin_id, DM_MAX_PINS);
 	p = dm_pin_at(m->ctl, pin_id);

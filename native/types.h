@@ -21,7 +21,7 @@
  *  | allocating, before the commit    | derived bits only              | rebuild                                         |
  *  | allocating, after the commit     | a block with a dead owner      | reaper: private reclaimed, shared is orphaned   |
  *  | freeing, before / after commit   | block live / derived bits off  | as above / rebuild                              |
- *  | reserving or freeing a zone      | run tagged memzone, no zone    | reaper: dm_heap_reap() frees it                 |
+ *  | reserving or freeing a zone      | run tagged memzone, no zone    | reaper: dm_reap_owner() frees it                |
  *  | mapping a round, before its ack  | no ack                         | primary: the pidfd proves death, counts it out  |
  *  | primary: growing                 | memseg GROWING                 | adopting primary: ABSENT again, file is punched |
  *  | primary: shrinking               | memseg LEAVING                 | adopting primary: finishes the shrink           |
@@ -188,7 +188,7 @@ enum { DM_TAG_NONE = 0, DM_TAG_MEMZONE = 1, DM_TAG_FIRST_USER = 8, DM_TAG_CACHED
 struct dm_slab {
 	uint16_t n_free;            /* blocks */
 	uint16_t scan_from;         /* block index where the next search starts */
-	uint32_t next, prev;        /* partial list of its class: slab index in the heap's numbering + 1, 0 ends */
+	uint32_t next, prev;        /* partial list of its class: slab index (first heap page / 16) + 1, 0 ends */
 	uint32_t reserved0;
 };
 static_assert(sizeof(struct dm_slab) == 16, "four slabs a line");

@@ -213,9 +213,13 @@ int dm_memzone_lookup(struct dm_memory *m, const char *name, struct dm_memzone *
 
 int dm_memzone_next(struct dm_memory *m, uint32_t *zone_idx, struct dm_memzone *out)
 {
-	uint32_t high = atomic_load_explicit(&m->ctl->zone_high, memory_order_acquire);
 	struct dm_zone z;
+	uint32_t high;
+	int err = dm_usable(m);
 
+	if (err != 0)
+		return err;
+	high = atomic_load_explicit(&m->ctl->zone_high, memory_order_acquire);
 	for (; *zone_idx < high; ++*zone_idx)
 		if (dm_zone_read(m->ctl, *zone_idx, &z)) {
 			fill_out(&z, *zone_idx, out);

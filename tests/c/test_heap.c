@@ -3,18 +3,11 @@
  * operations against a shadow, growth, memsegs coming and going, introspection. Each function is one rule.
  */
 #include "fixture.h"
+#include "shadow.h"
 
-enum { N_SLOTS = 512, N_OPERATIONS = DM_CHECK >= 2 ? 2000 : 20000, LAW_EVERY = 500, N_THREADS = 4 };
+enum { N_OPERATIONS = DM_CHECK >= 2 ? 2000 : 20000, LAW_EVERY = 500, N_THREADS = 4 };
 
 static struct fixture f;
-
-static bool is_filled(const void *block, uint8_t value, size_t bytes)
-{
-	for (size_t i = 0; i < bytes; i++)
-		if (((const uint8_t *)block)[i] != value)
-			return false;
-	return true;
-}
 
 static bool is_aligned(const void *p, uint64_t align)
 {
@@ -348,92 +341,17 @@ static void memory_that_comes_while_the_lock_is_held_is_found_later(void)
 
 /* ---- random ---- */
 
-struct slot {
-	uint8_t *at;
-	uint64_t bytes;
-	uint8_t value;
-};
-
-static uint64_t next_random(uint64_t *state)
-{
-	*state ^= *state << 13;
-	*state ^= *state >> 7;
-	*state ^= *state << 17;
-	return *state;
-}
-
-static uint64_t random_size(uint64_t *state)
-{
-	uint64_t kind = next_random(state) % 100;
-
-	return 1 + next_random(state) % (kind < 70 ? 1024 : kind < 95 ? 16384 : 300000);
-}
-
-/* Only the ends are checked and written for big blocks: enough to find two blocks in one place. */
-static void stamp(struct slot *s)
-{
-	uint64_t n = s->bytes < 64 ? s->bytes : 64;
-
-	memset(s->at, s->value, n);
-	memset(s->at + s->bytes - n, s->value, n);
-}
-
-static void check_stamp(const struct slot *s, uint64_t bytes)
-{
-	uint64_t n = bytes < 64 ? bytes : 64;
-
-	CHECK(is_filled(s->at, s->value, n));
-	if (bytes == s->bytes)
-		CHECK(is_filled(s->at + bytes - n, s->value, n));
-}
-
-static void change_slot(struct slot *s, uint64_t *state)
-{
-	uint64_t bytes = random_size(state), before = s->bytes;
-	uint8_t *at;
-
-	if (s->at == NULL) {
-		s->at = dm_malloc(&f.m, bytes, UINT64_C(1) << next_random(state) % 13);
-	} else if (next_random(state) % 4 == 0) {
-		check_stamp(s, before);
-		at = dm_realloc(&f.m, s->at, bytes, 0);
-		if (at == NULL)
-			return;
-		s->at = at;
-		check_stamp(s, bytes < before ? bytes : before);
-	} else {
-		check_stamp(s, before);
-		CHECK(dm_free(&f.m, s->at) == 0);
-		s->at = NULL;
-	}
-	s->bytes = bytes;
-	s->value = (uint8_t)next_random(state);
-	if (s->at != NULL)
-		stamp(s);
-}
-
-static void free_slots(struct slot *slots)
-{
-	for (int i = 0; i < N_SLOTS; i++) {
-		if (slots[i].at == NULL)
-			continue;
-		check_stamp(&slots[i], slots[i].bytes);
-		CHECK(dm_free(&f.m, slots[i].at) == 0);
-		slots[i].at = NULL;
-	}
-}
-
 static void random_operations_agree_with_a_shadow(void)
 {
 	static struct slot slots[N_SLOTS];
 	uint64_t state = 88172645463325252u;
 
 	for (int i = 0; i < N_OPERATIONS; i++) {
-		change_slot(&slots[next_random(&state) % N_SLOTS], &state);
+		change_slot(&f.m, &slots[next_random(&state) % N_SLOTS], &state);
 		if (i % LAW_EVERY == 0)
 			fixture_check_laws(&f);
 	}
-	free_slots(slots);
+	free_slots(&f.m, slots);
 	fixture_check_laws(&f);
 }
 
@@ -444,7 +362,7 @@ static void a_rebuild_finds_what_was_derived(void)
 	uint64_t state = 42, blocks, bytes, pages;
 
 	for (int i = 0; i < 2000; i++)
-		change_slot(&slots[next_random(&state) % N_SLOTS], &state);
+		change_slot(&f.m, &slots[next_random(&state) % N_SLOTS], &state);
 	blocks = h->n_blocks;
 	bytes = h->block_bytes;
 	pages = dm_list_at(f.m.ctl, 0)->n_free_pages;
@@ -453,7 +371,7 @@ static void a_rebuild_finds_what_was_derived(void)
 	h->n_blocks = 7;
 	fixture_check_laws(&f);
 	CHECK(h->n_blocks == blocks && h->block_bytes == bytes && dm_list_at(f.m.ctl, 0)->n_free_pages == pages);
-	free_slots(slots);
+	free_slots(&f.m, slots);
 }
 
 static void *work(void *arg)
@@ -464,13 +382,13 @@ static void *work(void *arg)
 	struct dm_usage_row rows[4];
 
 	for (int i = 0; i < N_OPERATIONS / N_THREADS; i++) {
-		change_slot(&slots[next_random(&state) % N_SLOTS], &state);
+		change_slot(&f.m, &slots[next_random(&state) % N_SLOTS], &state);
 		if (i % 512 == 0) {
 			CHECK(dm_heap_stats(&f.m, 0, &stats) == 0);
 			CHECK(dm_usage(&f.m, DM_USAGE_BY_OWNER, rows, 4) == 1);
 		}
 	}
-	free_slots(slots);
+	free_slots(&f.m, slots);
 	free(slots);
 	return NULL;
 }
