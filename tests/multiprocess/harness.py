@@ -63,6 +63,14 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = DEAD
         time.sleep(0.005)
 
 
+def wait_equal(read: Callable[[], object], expected: object, seconds: float = DEADLINE_SECONDS) -> None:
+    """Returns as soon as what is read is as expected; fails the test at the deadline with the difference."""
+    deadline = time.monotonic() + seconds
+    while (value := read()) != expected and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert value == expected, f"not within {seconds} s"
+
+
 def wait_dead(pidfd: int, who: str, seconds: float = DEADLINE_SECONDS) -> None:
     assert select.select([pidfd], [], [], seconds)[0], f"{who} still lives after {seconds} s"
 
