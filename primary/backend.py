@@ -43,6 +43,7 @@ class Backend:
         return {
             session.owner_id: {
                 "protocol_state": session.protocol.state.value,
+                "guarded": session.protocol.is_guarded,
                 "queue_length": session.channel.n_queued,
                 "lag_ns": late.get(session.owner_id, 0),
             }

@@ -367,7 +367,8 @@ def _bar_line(occupancy: OccupancyFields, style: Style) -> list[str]:
 
 
 def _session_row(row: SessionFields, taken_ns: int) -> Sequence[str | Cell]:
-    ended = f"ended {_ago(row['ended_ns'], taken_ns)} ago" if row["ended_ns"] else ""
+    note = "no guard" if row["guarded"] is False else ""
+    note = f"ended {_ago(row['ended_ns'], taken_ns)} ago" if row["ended_ns"] else note
     return (
         str(row["owner_id"]),
         _name(row["name"]),
@@ -380,7 +381,7 @@ def _session_row(row: SessionFields, taken_ns: int) -> Sequence[str | Cell]:
         str(row["n_lanes"]),
         "" if row["queue_length"] is None else str(row["queue_length"]),
         "" if not row["lag_ns"] else Cell(_time(row["lag_ns"]), "yellow"),
-        ended,
+        note,
     )
 
 

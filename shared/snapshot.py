@@ -305,6 +305,7 @@ class SessionExtra(TypedDict):
     """What only a living primary knows of a session."""
 
     protocol_state: str
+    guarded: bool
     queue_length: int
     lag_ns: int
 
@@ -325,6 +326,7 @@ class SessionFields(TypedDict):
     n_lanes: int
     wants_free_rounds: int
     protocol_state: str | None
+    guarded: bool | None
     queue_length: int | None
     lag_ns: int | None
 
@@ -746,6 +748,7 @@ def _session(owner: OwnerInfo, extra: SessionExtra | None) -> SessionFields:
         "n_lanes": owner.n_lanes,
         "wants_free_rounds": owner.wants_free_rounds,
         "protocol_state": extra["protocol_state"] if extra else None,
+        "guarded": extra["guarded"] if extra else None,
         "queue_length": extra["queue_length"] if extra else None,
         "lag_ns": extra["lag_ns"] if extra else None,
     }

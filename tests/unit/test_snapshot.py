@@ -216,7 +216,7 @@ def test_only_a_living_primary_knows_queues_and_lags() -> None:
     memory = FakeMemory()
     assert snapshot.sessions_report(memory)["sessions"][1]["queue_length"] is None
     extras: dict[int, snapshot.SessionExtra] = {
-        2: {"protocol_state": "member", "queue_length": 4, "lag_ns": 5}
+        2: {"protocol_state": "member", "guarded": True, "queue_length": 4, "lag_ns": 5}
     }
     assert snapshot.sessions_report(memory, extras)["sessions"][1]["queue_length"] == 4
 
