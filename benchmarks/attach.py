@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     with reserved(n_pages), Workspace() as workspace:
         core_latency = workspace.core_latency()
-        sides = comparison.set_up(workspace, options.sides, options.dpdk_options, n_pages)
+        sides = comparison.set_up(workspace, options, n_pages)
         for form in options.forms:
             for pages in held_pages:
                 progress(f"{form.value}, the primary holds {pages} pages")

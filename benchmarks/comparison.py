@@ -18,7 +18,7 @@ from side import Form, Place, UnavailableError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from harness import Workspace
     from side import Side
@@ -51,6 +51,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--json", type=Path, metavar="FILE", help="write all samples; `-`: instead of the table"
     )
     parser.add_argument(
+        "--dpdkmem-options",
+        type=shlex.split,
+        default=[],
+        metavar="'ARGS'",
+        help="for every dpdkmem-primary; for example '--warm-reserve 2M'",
+    )
+    parser.add_argument(
         "--dpdk-options",
         type=shlex.split,
         default=list(DEFAULT_EAL_OPTIONS),
@@ -59,27 +66,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def set_up(
-    workspace: Workspace, names: Sequence[str], dpdk_options: Sequence[str], n_pages: int
-) -> list[Side]:
+def set_up(workspace: Workspace, options: argparse.Namespace, n_pages: int) -> list[Side]:
     """Build the sides that can run here; the workspace stops them at its end.
 
     Args:
         workspace: The run's directory.
-        names: Which sides are wanted.
-        dpdk_options: EAL options for every DPDK process.
+        options: The parsed command line: which sides are wanted, and the options of each.
         n_pages: Most huge pages that one side may hold.
 
     Returns:
         The sides, DPDK first; empty if none can run.
     """
     makers: dict[str, Callable[[Place], Side]] = {
-        "dpdk": lambda place: DpdkSide(place, dpdk_options),
-        "dpdkmem": DpdkmemSide,
+        "dpdk": lambda place: DpdkSide(place, options.dpdk_options),
+        "dpdkmem": lambda place: DpdkmemSide(place, options.dpdkmem_options),
     }
     sides: list[Side] = []
     for name, make in makers.items():
-        if name not in names:
+        if name not in options.sides:
             continue
         try:
             side = make(Place(workspace, workspace.mount(f"{name}-pages", n_pages)))

@@ -23,6 +23,8 @@ from hugepages import PAGE_BYTES
 from side import Form, Side, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness import Ready
     from side import Place
 
@@ -66,6 +68,7 @@ class DpdkmemSide(Side):
 
     Args:
         place: Where to run.
+        options: For every primary, besides those that the run needs.
 
     Raises:
         UnavailableError: dpdkmem is not installed beside this Python.
@@ -73,13 +76,14 @@ class DpdkmemSide(Side):
 
     name = "dpdkmem"
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, options: Sequence[str] = ()) -> None:
         found = shutil.which(
             "dpdkmem-primary", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
         )
         if found is None:
             raise UnavailableError("dpdkmem-primary is not installed beside this Python (make venv)")
         self._primary_command = found
+        self._options = list(options)
         self._place = place
         run_directory = place.workspace.subdirectory("dpdkmem-run")
         notify_path = place.workspace.directory / "ready"
@@ -98,6 +102,7 @@ class DpdkmemSide(Side):
             self._primary_command,
             f"--file-prefix={self._place.workspace.prefix}",
             f"--huge-dir={self._place.mount.directory}",
+            *self._options,
         ]
         if held_pages:
             command += ["-m", str(held_pages * PAGE_BYTES // 2**20)]

@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     with reserved(n_pages * len(options.sides)), Workspace() as workspace:
         core_latency = workspace.core_latency()
-        sides = comparison.set_up(workspace, options.sides, options.dpdk_options, n_pages)
+        sides = comparison.set_up(workspace, options, n_pages)
         for form in options.forms:
             for n_attached in options.attached:
                 progress(f"{form.value}, {n_attached} attached")
