@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "follower.h"
@@ -51,8 +52,8 @@ static bool is_guarded(const struct dm_follower *f, const struct dm_list *l)
 	return l->form == DM_FORM_ONE_FILE && f->guarded;
 }
 
-static int map_per_segment(struct dm_follower *f, const struct dm_list *l, const struct dm_wire_run *run,
-			   struct dm_packet *p, unsigned int *at_fd)
+static int map_per_segment(const struct dm_list *l, const struct dm_wire_run *run, struct dm_packet *p,
+			   unsigned int *at_fd)
 {
 	for (uint64_t i = 0; i < run->n_segs; i++) {
 		uint64_t vaddr = l->base_vaddr + (run->first_seg + i) * l->page_bytes;
@@ -63,23 +64,22 @@ static int map_per_segment(struct dm_follower *f, const struct dm_list *l, const
 		err = dm_window_map_run(vaddr, l->page_bytes, p->fds[(*at_fd)++], 0);
 		if (err)
 			return err;
-		atomic_fetch_add_explicit(&dm_owner_at(f->m->ctl, f->m->owner_id)->n_mapped, 1, memory_order_relaxed);
 	}
 	return 0;
 }
 
 static int map_one_file(struct dm_follower *f, const struct dm_list *l, const struct dm_wire_run *run)
 {
-	int err;
-
 	if (f->list_fds[run->list_idx] < 0)
 		return -EBADF;
-	err = dm_window_map_run(l->base_vaddr + run->first_seg * l->page_bytes, run->n_segs * l->page_bytes,
-				f->list_fds[run->list_idx], run->first_seg * l->page_bytes);
-	if (!err)
-		atomic_fetch_add_explicit(&dm_owner_at(f->m->ctl, f->m->owner_id)->n_mapped, run->n_segs,
-					  memory_order_relaxed);
-	return err;
+	return dm_window_map_run(l->base_vaddr + run->first_seg * l->page_bytes, run->n_segs * l->page_bytes,
+				 f->list_fds[run->list_idx], run->first_seg * l->page_bytes);
+}
+
+/* Also of a run that could not be mapped, since the UNMAP of its roll-back will count it out. */
+static void count_mapped(struct dm_follower *f, const struct dm_wire_run *run)
+{
+	atomic_fetch_add_explicit(&dm_owner_at(f->m->ctl, f->m->owner_id)->n_mapped, run->n_segs, memory_order_relaxed);
 }
 
 int dm_map_runs_of(struct dm_follower *f, const struct dm_wire_run *runs, uint32_t n_runs, struct dm_packet *p)
@@ -87,15 +87,17 @@ int dm_map_runs_of(struct dm_follower *f, const struct dm_wire_run *runs, uint32
 	unsigned int at_fd = 0;
 	int err = 0;
 
-	for (uint32_t i = 0; i < n_runs && !err; i++) {
+	for (uint32_t i = 0; i < n_runs; i++) {
 		const struct dm_list *l = checked_list(f, &runs[i]);
 
 		if (!l)
 			return -EPROTO;
-		if (l->form == DM_FORM_PER_SEGMENT)
-			err = map_per_segment(f, l, &runs[i], p, &at_fd);
-		else if (!is_guarded(f, l))
-			err = map_one_file(f, l, &runs[i]);
+		if (is_guarded(f, l))
+			continue;
+		count_mapped(f, &runs[i]);
+		if (!err)
+			err = l->form == DM_FORM_PER_SEGMENT ? map_per_segment(l, &runs[i], p, &at_fd) :
+							       map_one_file(f, l, &runs[i]);
 	}
 	return err;
 }
@@ -132,12 +134,30 @@ static void finish_part(struct dm_follower *f, uint32_t round_id, uint32_t slot,
 	f->round_error[slot] = 0;
 }
 
+static void unmap_now(struct dm_follower *f, const struct dm_wire_round *round)
+{
+	int err = unmap_runs(f, round->runs, round->n_runs);
+
+	finish_part(f, round->round_id, round->slot, round->flags & DM_ROUND_LAST, err);
+}
+
+/* Out of memory: everything behind this round waits too, but nothing goes before its readers are done. */
+static void wait_in_place(struct dm_follower *f, const struct dm_wire_round *round)
+{
+	while (dm_readers_consumed(f->m) < round->event_seq && !atomic_load(&f->stop)) {
+		struct timespec t = {.tv_nsec = 1000000L};
+
+		nanosleep(&t, NULL);
+	}
+	unmap_now(f, round);
+}
+
 static void keep_waiting(struct dm_follower *f, const struct dm_wire_round *round)
 {
 	struct dm_waiting_round **at, *w = malloc(sizeof(*w) + round->n_runs * sizeof(w->runs[0]));
 
-	if (!w) { /* without a place to wait, the memory goes before its readers are done: tell the primary no */
-		finish_part(f, round->round_id, round->slot, round->flags & DM_ROUND_LAST, -ENOMEM);
+	if (!w) {
+		wait_in_place(f, round);
 		return;
 	}
 	w->next = NULL;
@@ -181,6 +201,10 @@ void dm_handle_round(struct dm_follower *f, struct dm_packet *p)
 	const struct dm_wire_round *round = &p->round;
 	int err;
 
+	if (round->op == DM_ROUND_UNMAP && dm_readers_consumed(f->m) >= round->event_seq) {
+		unmap_now(f, round);
+		return;
+	}
 	if (round->op == DM_ROUND_UNMAP) {
 		keep_waiting(f, round);
 		dm_release_waiting(f);
