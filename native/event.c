@@ -477,6 +477,24 @@ void dm_readers_unlock(struct dm_memory *m)
 	pthread_mutex_unlock(&m->readers->mutex);
 }
 
+void dm_readers_stop(struct dm_memory *m)
+{
+	struct dm_readers *all = m->readers;
+
+	atomic_store(&all->stop, true);
+	if (all->has_thread && atomic_load(&m->state) != -ECHILD) {
+		dm_futex_wake(&m->ctl->event_signal, INT32_MAX);
+		pthread_join(all->thread, NULL);
+	}
+	all->has_thread = false;
+	while (all->callbacks) {
+		struct callback *cb = all->callbacks;
+
+		all->callbacks = cb->next;
+		callback_free(cb);
+	}
+}
+
 void dm_readers_destroy(struct dm_memory *m)
 {
 	struct dm_readers *all = m->readers;
@@ -484,17 +502,7 @@ void dm_readers_destroy(struct dm_memory *m)
 
 	if (!all)
 		return;
-	atomic_store(&all->stop, true);
-	if (all->has_thread && !is_child) {
-		dm_futex_wake(&m->ctl->event_signal, INT32_MAX);
-		pthread_join(all->thread, NULL);
-	}
-	while (all->callbacks) {
-		struct callback *cb = all->callbacks;
-
-		all->callbacks = cb->next;
-		callback_free(cb);
-	}
+	dm_readers_stop(m);
 	if (!is_child) { /* glibc would wait for threads that wait there in the parent */
 		pthread_mutex_destroy(&all->mutex);
 		pthread_cond_destroy(&all->returned);

@@ -110,6 +110,7 @@ int dm_control_check(const struct dm_control *c, uint64_t bytes); /* magic, vers
 /* event.c */
 uint64_t dm_event_append(struct dm_control *c, const struct dm_mem_event *event); /* primary; returns its number */
 int dm_readers_create(struct dm_memory *m);
+void dm_readers_stop(struct dm_memory *m);    /* no callback runs any more, and no UNMAP waits for one; again does nothing */
 void dm_readers_destroy(struct dm_memory *m);
 bool dm_readers_called_from(struct dm_memory *m); /* the caller runs inside a callback */
 void dm_readers_lock(struct dm_memory *m);        /* around fork(2): the child gets the list of readers whole */
