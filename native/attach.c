@@ -272,17 +272,16 @@ drop:
 	return err;
 }
 
-/* The follower wakes up by the end of file, or, where the program has closed its descriptor, after a while by itself. */
+/* The primary answers the goodbye, and the follower ends with that: the socket stays whole until then, else a message that
+ * is on its way here would fail, and the primary would take us for dead. A follower that hears nothing stops by itself. */
 static void stop_follower(struct dm_follower *f)
 {
 	bool has_fd = dm_app_fd_is_ours(f);
 
 	atomic_store(&f->says_bye, !has_fd);
 	atomic_store(&f->stop, true);
-	if (has_fd) {
+	if (has_fd)
 		dm_say_goodbye(f->app_fd);
-		shutdown(f->app_fd, SHUT_RD);
-	}
 	pthread_join(f->thread, NULL);
 }
 
@@ -296,14 +295,16 @@ int dm_detach(struct dm_memory *m)
 	if (dm_readers_called_from(m))
 		return -EDEADLK;
 	forget(m);
-	dm_readers_destroy(m);
+	dm_readers_stop(m);
 	if (atomic_load(&m->state) == -ECHILD) { /* nothing of it is mapped here, and no thread came along */
+		dm_readers_destroy(m);
 		follower_free(f);
 		return 0; /* m itself stays: the parent's threads' parts point to it, and memory of a child is short-lived */
 	}
 	atomic_store(&m->state, -ESHUTDOWN);
 	dm_thread_leave(m);
-	stop_follower(f);
+	stop_follower(f); /* it asks the readers before it unmaps: they end after it */
+	dm_readers_destroy(m);
 	follower_free(f);
 	m->follower = NULL;
 	dm_memory_put(m);

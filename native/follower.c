@@ -133,15 +133,31 @@ static void end_without_words(struct dm_follower *f)
 		end(f, -EPIPE, "the primary has ended");
 }
 
+/* After the stop: true once the primary has had POLL_MS to answer the goodbye. */
+static bool has_waited_for_goodbye(struct dm_follower *f, int64_t *until)
+{
+	if (!atomic_load(&f->stop))
+		return false;
+	if (*until == 0) {
+		*until = dm_now_ns(CLOCK_MONOTONIC) + POLL_MS * 1000000L;
+		if (atomic_load(&f->says_bye))
+			dm_say_goodbye(f->sock);
+	}
+	return dm_now_ns(CLOCK_MONOTONIC) >= *until;
+}
+
 static void follow(struct dm_follower *f)
 {
 	struct dm_packet p;
 	bool going = true;
+	int64_t until = 0;
 
-	while (going && !atomic_load(&f->stop)) {
+	while (going) {
 		int rc = dm_packet_receive(f->sock, &p, f->waiting ? POLL_WAITING_MS : POLL_MS, f->error, sizeof(f->error));
 
 		dm_release_waiting(f);
+		if (rc == 0 && has_waited_for_goodbye(f, &until))
+			return;
 		if (rc == 0)
 			continue;
 		if (rc == -EPIPE) {
@@ -222,8 +238,6 @@ static void *follower_thread(void *arg)
 	}
 	report_start(f, 0);
 	follow(f);
-	if (atomic_load(&f->says_bye) && f->own_table && f->sock >= 0)
-		dm_say_goodbye(f->sock);
 	stay_until_detached(f);
 	dm_follower_dismantle(f);
 	return NULL;

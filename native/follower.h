@@ -55,7 +55,7 @@ struct dm_follower {
 	bool started;
 	int start_status;
 	_Atomic bool stop;
-	_Atomic bool says_bye;      /* at the stop, because app_fd is lost */
+	_Atomic bool says_bye;      /* at the stop it is the follower that says goodbye, because app_fd is lost */
 	_Atomic bool gone;          /* the thread has ended */
 	char error[DM_ERROR_BYTES]; /* why the handshake failed, or why the attachment ended */
 	_Atomic uint32_t next_request_id;
