@@ -274,8 +274,12 @@ class SessionTable:
         self._hooks.ended(session, why)
         if not session.owner_id:  # it never got anything that its death could leave behind
             self._forget_pidfd(session)
-        elif session.said_goodbye and self._n_lanes(session) == 0:
-            self._reap(session)
+        self._reap_departed(session)
+
+    def look_at_lingering(self) -> None:
+        """Bring to order what said goodbye while threads of it held lanes, once those have ended; to be called now and then."""
+        for session in self.lingering:
+            self._reap_departed(session)
 
     # ---- arrival ----
 
@@ -479,14 +483,26 @@ class SessionTable:
             self._watch_writable(session)
         except PeerProtocolError as error:
             session.evict(str(error))
-        except (PeerGone, ResourceError) as error:
+        except PeerGone as error:
+            self._end_after_reading(session, str(error))
+        except ResourceError as error:
             self.end(session, None, str(error))
 
     def _after_failed_send(self, session: Session, error: int, data: bytes, fds: Sequence[int]) -> None:
         if error in {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}:
             self._enqueue(session, data, fds)
         else:
-            self.end(session, None, f"sending to it failed: {os.strerror(error)}")
+            self._end_after_reading(session, f"sending to it failed: {os.strerror(error)}")
+
+    def _end_after_reading(self, session: Session, why: str) -> None:
+        """End a session that takes no message any more, but not in the middle of a round, and after its goodbye was read."""
+
+        def end() -> None:
+            if not session.over:
+                self._on_socket(session, READABLE)
+            self.end(session, None, why)
+
+        self._loop.call_later(0.0, end)
 
     def _watch_writable(self, session: Session) -> None:
         if session.over:
@@ -510,6 +526,10 @@ class SessionTable:
         self.end(session, None, "its process died")
         self._forget_pidfd(session)
         self._reap_dead(session)
+
+    def _reap_departed(self, session: Session) -> None:
+        if session.owner_id and session.said_goodbye and self._n_lanes(session) == 0:
+            self._reap_dead(session)
 
     def _reap_dead(self, session: Session) -> None:
         """Reap, again later where a stopped process holds a lock."""
