@@ -64,8 +64,9 @@ def _serve(attachment: dpdkmem.Attachment) -> None:
 
 def main(prefix: str) -> None:
     """Attach to the primary of `prefix`, say so, and serve standard input until its end."""
+    attach = dpdkmem.attach  # imported at its first use, which is not the call
     start_ns = time.monotonic_ns()
-    with dpdkmem.attach(prefix) as attachment:
+    with attach(prefix) as attachment:
         ready_ns = time.monotonic_ns()
         _answer(ready_ns=ready_ns, call_ns=ready_ns - start_ns, pages=_n_pages(attachment))
         try:

@@ -1098,6 +1098,10 @@ class PrimaryMemory(Memory):
         m = self._alive()
         return int(lib.dm_heap_commit_segments(m, list_idx, first, n, word, int(EventType.ALLOC)))
 
+    def is_untouched(self, list_idx: int, seg_idx: int) -> bool:
+        """Tell whether nobody has allocated at the start of a memseg since its commit."""
+        return bool(lib.dm_heap_is_untouched(self._alive(), list_idx, seg_idx))
+
     def heap_take(self, list_idx: int, first: int, n: int) -> None:
         """Take memsegs out of the list's heap, all or none.
 

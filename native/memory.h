@@ -129,6 +129,8 @@ void dm_window_release(uint64_t base, uint64_t bytes);
 int dm_guard_open(int device_fd, int *uffd);                      /* userfaultfd(2), or by /dev/userfaultfd if >= 0 */
 int dm_window_map_list(uint64_t vaddr, uint64_t bytes, int fd, int uffd);
 int dm_window_map_run(uint64_t vaddr, uint64_t bytes, int fd, uint64_t offset);
+/* n files of a page each, one after the other; on failure nothing stays mapped. */
+int dm_window_map_files(uint64_t vaddr, uint64_t page_bytes, const int *fds, uint64_t n);
 int dm_window_unmap_run(uint64_t vaddr, uint64_t bytes);
 
 /* pin.c */

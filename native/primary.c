@@ -234,15 +234,7 @@ int dm_primary_map_segments(struct dm_memory *m, uint32_t list_idx, uint64_t fir
 {
 	const struct dm_list *l = dm_list_at(m->ctl, list_idx);
 
-	for (uint64_t i = 0; i < n; i++) {
-		int err = dm_window_map_run(l->base_vaddr + (first + i) * l->page_bytes, l->page_bytes, fds[i], 0);
-
-		if (!err)
-			continue;
-		dm_primary_unmap_segments(m, list_idx, first, i);
-		return err;
-	}
-	return 0;
+	return dm_window_map_files(l->base_vaddr + first * l->page_bytes, l->page_bytes, fds, n);
 }
 
 int dm_primary_unmap_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n)

@@ -96,6 +96,8 @@ void dm_primary_set_iova(struct dm_memory *m, uint32_t list_idx, uint64_t first,
 int dm_primary_find_absent(const struct dm_memory *m, uint32_t list_idx, uint64_t n, uint64_t align, uint64_t *first);
 /* GROWING memsegs become PRESENT, and free memory of their heap, in one step; the event is told. */
 uint64_t dm_heap_commit_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type);
+/* 1 if nobody has allocated at the start of this memseg since it was committed: its asker may not have run yet. */
+int dm_heap_is_untouched(const struct dm_memory *m, uint32_t list_idx, uint64_t seg);
 int dm_heap_take_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, char *text);
 int dm_heap_free_runs(struct dm_memory *m, uint32_t list_idx, uint64_t keep, struct dm_run *runs, int n_max);
 uint64_t dm_readers_consumed(struct dm_memory *m);

@@ -55,17 +55,12 @@ static bool is_guarded(const struct dm_follower *f, const struct dm_list *l)
 static int map_per_segment(const struct dm_list *l, const struct dm_wire_run *run, struct dm_packet *p,
 			   unsigned int *at_fd)
 {
-	for (uint64_t i = 0; i < run->n_segs; i++) {
-		uint64_t vaddr = l->base_vaddr + (run->first_seg + i) * l->page_bytes;
-		int err;
+	const int *fds = p->fds + *at_fd;
 
-		if (*at_fd >= p->n_fds)
-			return p->fds_lost ? -EMFILE : -EPROTO;
-		err = dm_window_map_run(vaddr, l->page_bytes, p->fds[(*at_fd)++], 0);
-		if (err)
-			return err;
-	}
-	return 0;
+	if (run->n_segs > p->n_fds - *at_fd)
+		return p->fds_lost ? -EMFILE : -EPROTO;
+	*at_fd += (unsigned int)run->n_segs;
+	return dm_window_map_files(l->base_vaddr + run->first_seg * l->page_bytes, l->page_bytes, fds, run->n_segs);
 }
 
 static int map_one_file(struct dm_follower *f, const struct dm_list *l, const struct dm_wire_run *run)
@@ -102,6 +97,24 @@ int dm_map_runs_of(struct dm_follower *f, const struct dm_wire_run *runs, uint32
 	return err;
 }
 
+/* At vm.max_map_count a run that was mapped in part cannot be covered as a whole: its end lies inside the mapping of the
+ * hole, which would have to be split. Memseg by memseg nothing is split, and each one covered joins the hole. */
+static int unmap_run(const struct dm_list *l, const struct dm_wire_run *run)
+{
+	uint64_t vaddr = l->base_vaddr + run->first_seg * l->page_bytes;
+	int err = dm_window_unmap_run(vaddr, run->n_segs * l->page_bytes);
+
+	if (err != -ENOMEM)
+		return err;
+	err = 0;
+	for (uint64_t i = 0; i < run->n_segs; i++) {
+		int rc = dm_window_unmap_run(vaddr + i * l->page_bytes, l->page_bytes);
+
+		err = err ? err : rc;
+	}
+	return err;
+}
+
 static int unmap_runs(struct dm_follower *f, const struct dm_wire_run *runs, uint32_t n_runs)
 {
 	int err = 0;
@@ -111,8 +124,7 @@ static int unmap_runs(struct dm_follower *f, const struct dm_wire_run *runs, uin
 		int rc = l ? 0 : -EPROTO;
 
 		if (l && !is_guarded(f, l)) {
-			rc = dm_window_unmap_run(l->base_vaddr + runs[i].first_seg * l->page_bytes,
-						 runs[i].n_segs * l->page_bytes);
+			rc = unmap_run(l, &runs[i]);
 			atomic_fetch_sub_explicit(&dm_owner_at(f->m->ctl, f->m->owner_id)->n_mapped, runs[i].n_segs,
 						  memory_order_relaxed);
 		}

@@ -12,6 +12,10 @@
 
 typedef unsigned long long ull;
 
+/* Head word of the first page of memory that came and that nobody has allocated from yet: a CONT that leads nowhere, so a
+ * free page to all who read heads. An allocation there overwrites it. */
+#define UNTOUCHED ((uint64_t)DM_HEAD_CONT)
+
 /* Nobody has counted these pages yet: the first of each memseg is covered by nothing, and yet not marked free. A memseg
  * that a rebuild found earlier than we came has its first page marked free or covered. */
 static bool is_uncounted(const struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t n)
@@ -44,12 +48,21 @@ uint64_t dm_heap_commit_segments(struct dm_memory *m, uint32_t list_idx, uint64_
 		atomic_store(&h->needs_rebuild, 1);
 		return seq;
 	}
-	if (is_uncounted(c, l, first, n))
+	if (is_uncounted(c, l, first, n)) {
+		dm_head_commit(c, l, first * dm_seg_pages(l), UNTOUCHED);
 		dm_pages_mark_free(c, l, first * dm_seg_pages(l), n * dm_seg_pages(l));
-	else
+	} else {
 		dm_heap_rebuild(m, l->heap_idx);
+	}
 	dm_heap_unlock(m, h);
 	return seq;
+}
+
+int dm_heap_is_untouched(const struct dm_memory *m, uint32_t list_idx, uint64_t seg)
+{
+	const struct dm_list *l = dm_list_at(m->ctl, list_idx);
+
+	return dm_head_load(m->ctl, l, seg * dm_seg_pages(l)) == UNTOUCHED;
 }
 
 /* Under the heap lock. 0, or -EBUSY and who is in the way. */

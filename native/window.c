@@ -134,20 +134,49 @@ int dm_window_map_list(uint64_t vaddr, uint64_t bytes, int fd, int uffd)
 	return err;
 }
 
-int dm_window_map_run(uint64_t vaddr, uint64_t bytes, int fd, uint64_t offset)
+/* No child of fork(2) and no core dump gets what is mapped here. ENOMEM: the flags split a mapping beyond vm.max_map_count. */
+static int shield(uint64_t vaddr, uint64_t bytes)
+{
+	void *at = (void *)(uintptr_t)vaddr;
+
+	return madvise(at, bytes, MADV_DONTFORK) || madvise(at, bytes, MADV_DONTDUMP) ? -errno : 0;
+}
+
+static int map_over(uint64_t vaddr, uint64_t bytes, int fd, uint64_t offset)
 {
 	void *at = mmap((void *)(uintptr_t)vaddr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd,
 			(off_t)offset);
-	int err;
 
-	if (at == MAP_FAILED)
-		return -errno;
-	if (madvise(at, bytes, MADV_DONTFORK) || madvise(at, bytes, MADV_DONTDUMP)) {
-		err = -errno; /* ENOMEM: the flags split the mapping beyond vm.max_map_count */
-		dm_window_unmap_run(vaddr, bytes);
+	return at == MAP_FAILED ? -errno : 0;
+}
+
+int dm_window_map_run(uint64_t vaddr, uint64_t bytes, int fd, uint64_t offset)
+{
+	int err = map_over(vaddr, bytes, fd, offset);
+
+	if (err)
 		return err;
+	err = shield(vaddr, bytes);
+	if (err)
+		dm_window_unmap_run(vaddr, bytes);
+	return err;
+}
+
+/* The shield goes over the whole run at once: two system calls instead of two for each segment. */
+int dm_window_map_files(uint64_t vaddr, uint64_t page_bytes, const int *fds, uint64_t n)
+{
+	uint64_t done = 0;
+	int err = 0;
+
+	while (!err && done < n) {
+		err = map_over(vaddr + done * page_bytes, page_bytes, fds[done], 0);
+		done += !err;
 	}
-	return 0;
+	if (!err && n)
+		err = shield(vaddr, n * page_bytes);
+	if (err && done)
+		dm_window_unmap_run(vaddr, done * page_bytes);
+	return err;
 }
 
 int dm_window_unmap_run(uint64_t vaddr, uint64_t bytes)
