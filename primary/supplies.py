@@ -15,13 +15,15 @@ primary of the prefix removes or adopts them.
 from __future__ import annotations
 
 import abc
+import errno
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem import native
 from dpdkmem.primary.hugetlbfs import create_page_file, page_file_name
-from dpdkmem.shared.errors import InternalError
+from dpdkmem.shared.errors import InternalError, errno_error
 from dpdkmem.shared.kinds import HugeUnlink, SegmentForm, SupplyKind
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.shared.model import ListInfo
 
+_LOG = logging.getLogger(__name__)
 _PLAIN_STEP_BYTES: Final = (
     2 << 20
 )  # one fallocate(2) of ordinary pages: all or nothing in shmem, and interruptible in between
@@ -43,6 +46,7 @@ class FilePlace:
     prefix: str
     folder: Path | None
     huge_unlink: HugeUnlink
+    generation: int = 0
 
 
 class SegmentFiles(abc.ABC):
@@ -84,9 +88,9 @@ class SegmentFiles(abc.ABC):
     def fds(self, first: int, n: int) -> list[int]:
         """Return the descriptors to announce the segments with; they stay ours."""
 
-    def has(self, seg_idx: int) -> bool:
-        """Tell whether the segment has a descriptor of its own."""
-        return False
+    def there(self, first: int, n: int) -> dict[int, int]:
+        """Return segment -> descriptor of those of [first, first + n) that have one of their own; they stay ours."""
+        return {}
 
     @abc.abstractmethod
     def present_bytes(self) -> int:
@@ -98,30 +102,39 @@ class SegmentFiles(abc.ABC):
 
     def _create(self, seg_idx: int | None, file_bytes: int) -> int:
         place = self._place
-        name = page_file_name(place.prefix, self._info.list_idx, seg_idx)
+        name = page_file_name(place.prefix, self._info.list_idx, seg_idx, place.generation)
         if place.kind is not SupplyKind.HUGETLBFS:
             return native.supply_create(
                 place.kind, self._kernel_page_bytes(), file_bytes, f"dpdkmem-{name}", unlink_now=False
             )
         if place.folder is None:
             raise InternalError(f"list {self._info.list_idx} of hugetlbfs files has no folder")
-        fd = create_page_file(place.folder, name)
+        fd = create_page_file(place.folder, name, reuse=place.huge_unlink is HugeUnlink.NEVER)
         try:
             os.ftruncate(fd, file_bytes)
             if place.huge_unlink is HugeUnlink.ALWAYS:
                 (place.folder / name).unlink()
-        except OSError:
+        except OSError as error:
             os.close(fd)
-            raise
+            self._unlink(seg_idx)
+            raise errno_error(
+                error.errno or errno.EIO, f"cannot make {place.folder / name} of {file_bytes} bytes: {error}"
+            ) from error
         return fd
 
     def _kernel_page_bytes(self) -> int:
         return self._info.kernel_page_bytes
 
     def _unlink(self, seg_idx: int | None) -> None:
-        if self._place.folder is not None and self._place.huge_unlink is not HugeUnlink.ALWAYS:
-            name = page_file_name(self._place.prefix, self._info.list_idx, seg_idx)
-            (self._place.folder / name).unlink(missing_ok=True)
+        if self._place.folder is None or self._place.huge_unlink is HugeUnlink.ALWAYS:
+            return
+        path = self._place.folder / page_file_name(
+            self._place.prefix, self._info.list_idx, seg_idx, self._place.generation
+        )
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _LOG.warning("%s cannot be removed and keeps its pages: %s", path, error)
 
 
 class PerSegmentFiles(SegmentFiles):
@@ -163,11 +176,14 @@ class PerSegmentFiles(SegmentFiles):
     def fds(self, first: int, n: int) -> list[int]:
         return [self._fds[seg_idx] for seg_idx in range(first, first + n)]
 
-    def has(self, seg_idx: int) -> bool:
-        return seg_idx in self._fds
+    def there(self, first: int, n: int) -> dict[int, int]:
+        fds = self._fds
+        return {seg_idx: fds[seg_idx] for seg_idx in range(first, first + n) if seg_idx in fds}
 
     def present_bytes(self) -> int:
-        return sum(_allocated_bytes(fd) for fd in self._fds.values())
+        return sum(
+            _allocated_bytes(fd) for fd in list(self._fds.values())
+        )  # the worker may add some meanwhile
 
     def close(self, *, keep_names: bool) -> None:
         for seg_idx, fd in self._fds.items():
