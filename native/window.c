@@ -162,11 +162,25 @@ int dm_window_map_run(uint64_t vaddr, uint64_t bytes, int fd, uint64_t offset)
 	return err;
 }
 
-/* The shield goes over the whole run at once: two system calls instead of two for each segment. */
+/* The kernel lets mmap(2) go one beyond vm.max_map_count, and refuses all mmap(2) from there on, the covering of what was
+ * just mapped too. A spare mapping, dropped before, makes the room for that. It is shared, so that it joins no neighbour. */
+static void *take_spare(uint64_t n)
+{
+	return n > 1 ? mmap(NULL, 1, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0) : NULL;
+}
+
+static void drop_spare(void *spare)
+{
+	if (spare && spare != MAP_FAILED)
+		munmap(spare, 1);
+}
+
+/* All or nothing. The shield goes over the whole run at once: two system calls instead of two for each segment. */
 int dm_window_map_files(uint64_t vaddr, uint64_t page_bytes, const int *fds, uint64_t n)
 {
+	void *spare = take_spare(n);
 	uint64_t done = 0;
-	int err = 0;
+	int err = spare == MAP_FAILED ? -errno : 0;
 
 	while (!err && done < n) {
 		err = map_over(vaddr + done * page_bytes, page_bytes, fds[done], 0);
@@ -174,6 +188,7 @@ int dm_window_map_files(uint64_t vaddr, uint64_t page_bytes, const int *fds, uin
 	}
 	if (!err && n)
 		err = shield(vaddr, n * page_bytes);
+	drop_spare(spare);
 	if (err && done)
 		dm_window_unmap_run(vaddr, done * page_bytes);
 	return err;
