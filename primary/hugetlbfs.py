@@ -97,6 +97,12 @@ class CleanReport:
     removed: tuple[Path, ...]
     kept: tuple[KeptFile, ...]
 
+    @property
+    def next_generation(self) -> int:
+        """Of `page_file_name`, for names that no kept file has."""
+        found = [re.search(r"\.([0-9]+)$", file.path.name) for file in self.kept]
+        return max((int(match[1]) + 1 if match else 1 for match in found), default=0)
+
 
 def read_mount_lines(proc_root: Path) -> list[MountLine]:
     """Return the mounts of this mount namespace in the order in which they were made (proc_pid_mountinfo(5))."""
@@ -192,20 +198,29 @@ def check_huge_dir(path: Path, mounts: Iterable[HugetlbMount], page_bytes: int |
     return dataclasses.replace(mount, path=path, writable=True)
 
 
-def page_file_name(prefix: str, list_idx: int, seg_idx: int | None = None) -> str:
-    """Return the name of a hugepage file: of one segment, or of a whole list when `seg_idx` is None."""
-    return f"{prefix}map_{list_idx}" if seg_idx is None else f"{prefix}map_{list_idx}_{seg_idx}"
+def page_file_name(prefix: str, list_idx: int, seg_idx: int | None = None, generation: int = 0) -> str:
+    """Return the name of a hugepage file: of one segment, or of a whole list when `seg_idx` is None.
+
+    Above 0, the generation keeps apart the files that the secondaries of dead predecessors still use.
+    """
+    name = f"{prefix}map_{list_idx}" if seg_idx is None else f"{prefix}map_{list_idx}_{seg_idx}"
+    return f"{name}.{generation}" if generation else name
 
 
-def create_page_file(directory: Path, name: str) -> int:
+def create_page_file(directory: Path, name: str, *, reuse: bool = False) -> int:
     """Make an empty hugepage file (0600, O_CLOEXEC) that is flocked (LOCK_SH) before it has a name.
+
+    Args:
+        directory: In a hugetlbfs mount.
+        name: Of `page_file_name`.
+        reuse: Take a file of that name that a dead owner of our uid kept, with the pages and the bytes in it.
 
     Returns:
         The descriptor; the caller owns and closes it. The file's owner counts as alive while any descriptor
         or mapping of it exists.
 
     Raises:
-        DeviceBusy: A file of that name exists.
+        DeviceBusy: A file of that name exists; with `reuse`: and is in use, or not ours.
         NotPermitted: This process may not make files there.
         HugepagesExhausted: The mount's ``nr_inodes=`` is used up.
         LimitExceeded: This process is out of descriptors.
@@ -215,6 +230,10 @@ def create_page_file(directory: Path, name: str) -> int:
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return _create_locked(dir_fd, name)
+        except FileExistsError:
+            if not reuse:
+                raise
+            return _reopen_kept(dir_fd, name)
         finally:
             os.close(dir_fd)
     except OSError as error:
@@ -235,6 +254,29 @@ def _create_locked(dir_fd: int, name: str) -> int:
     return fd
 
 
+def _reopen_kept(dir_fd: int, name: str) -> int:
+    """Open and lock a file that a dead owner kept; FileExistsError if somebody holds it, or it is not ours."""
+    fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        _lock_kept(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _lock_kept(fd: int) -> None:
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        raise FileExistsError(errno.EEXIST, "a file of that name is not ours")
+    os.fchmod(fd, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody else holds it ...
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # ... and now we do, as we hold all our files
+    except BlockingIOError:
+        raise FileExistsError(errno.EEXIST, "a file of that name is in use by a living process") from None
+
+
 def clean_stale_files(directory: Path, prefix: str) -> CleanReport:
     """Remove the hugepage files that a dead primary of exactly this prefix left in a directory.
 
@@ -246,7 +288,7 @@ def clean_stale_files(directory: Path, prefix: str) -> CleanReport:
     """
     if not prefix:
         raise ConfigError("cleaning hugepage files needs a non-empty --file-prefix")
-    ours = re.compile(re.escape(prefix) + r"map_[0-9]+(_[0-9]+)?")
+    ours = re.compile(re.escape(prefix) + r"map_[0-9]+(_[0-9]+)?(\.[0-9]+)?")
     try:
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
