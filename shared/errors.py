@@ -282,6 +282,7 @@ _ALWAYS: Final[Mapping[int, type[ResourceError]]] = MappingProxyType(
     {
         errno_numbers.EPERM: NotPermitted,
         errno_numbers.EACCES: NotPermitted,
+        errno_numbers.EFBIG: LimitExceeded,  # RLIMIT_FSIZE
         errno_numbers.EMFILE: LimitExceeded,  # RLIMIT_NOFILE
         errno_numbers.ENFILE: LimitExceeded,  # fs.file-max
     }
@@ -293,7 +294,6 @@ _BY_ATTEMPT: Final[Mapping[Attempt, Mapping[int, type[ResourceError]]]] = Mappin
         Attempt.HUGEPAGES: {
             errno_numbers.ENOSPC: HugepagesExhausted,  # fallocate(2) on hugetlbfs: no page on this node
             errno_numbers.ENOMEM: HugepagesExhausted,  # mmap(2): the reservation failed
-            errno_numbers.EFBIG: LimitExceeded,  # RLIMIT_FSIZE
         },
         Attempt.ADDRESS: {
             errno_numbers.EEXIST: AddressConflict,  # MAP_FIXED_NOREPLACE

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 GIB = 1 << 30
+PAGE = 2 * MIB
 DEADLINE_SECONDS = 20.0
 """Of every wait: far above what anything takes, below the timeout of a test."""
 POOLS = Path("/sys/kernel/mm/hugepages")
@@ -68,7 +69,7 @@ def wait_equal(read: Callable[[], object], expected: object, seconds: float = DE
     deadline = time.monotonic() + seconds
     while (value := read()) != expected and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert value == expected, f"not within {seconds} s"
+    assert value == expected, f"not within {seconds} s:\n{expected}\nbut still\n{value}"
 
 
 def wait_dead(pidfd: int, who: str, seconds: float = DEADLINE_SECONDS) -> None:
@@ -511,6 +512,58 @@ def all_of(secondaries: Sequence[Secondary], command: str, *args: object, **opti
     for one in secondaries:
         one.post(command, *args, **options)
     return [one.reply() for one in secondaries]
+
+
+# ---- what growth costs ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a form costs at one moment, as the kernel says; equal moments compare equal."""
+
+    present_bytes: int
+    allocated_bytes: int
+    pool: Pool | None
+    primary_fds: int
+    secondary_fds: tuple[int, ...]
+    windows: tuple[tuple[str, ...], ...]
+    """Mappings in the window of the primary and of each secondary."""
+
+    @staticmethod
+    def now(form: Form, primary: Primary, secondaries: Sequence[Secondary]) -> Costs:
+        control = primary.query("control")["control"]
+        assert isinstance(control, dict)
+        pids = [primary.pid, *(one.pid for one in secondaries)]
+        return Costs(
+            present_bytes=primary.present_bytes(),
+            allocated_bytes=primary.counters()["files.allocated_bytes"],
+            pool=Pool.read() if form.is_huge else None,
+            # Connections of queries come and go with the queries.
+            primary_fds=sum("socket:" not in name for name in primary.descriptors()),
+            secondary_fds=tuple(len(one.descriptors()) for one in secondaries),
+            windows=tuple(
+                tuple(mapped_window(pid, control["base_vaddr"], control["window_bytes"])) for pid in pids
+            ),
+        )
+
+    def check(self) -> None:
+        """Checks the laws that hold at every moment: pages are those of the map, and nothing is reserved."""
+        assert self.allocated_bytes == self.present_bytes
+        if self.pool is not None:
+            assert self.pool.reserved == 0
+            assert (self.pool.total - self.pool.free) * PAGE == self.present_bytes
+
+
+def allocate_until_failure(
+    secondaries: Sequence[Secondary], size: int, blocks: list[int], most: int = 1000
+) -> RemoteFailure:
+    """Lets the secondaries allocate in turn; adds the vaddrs to `blocks`, and returns what the last one got instead."""
+    while len(blocks) < most:
+        try:
+            blocks.append(secondaries[len(blocks) % len(secondaries)].malloc(size))
+        except RemoteFailure as failure:
+            return failure
+    raise AssertionError(f"{most} blocks of {size} bytes, and no end")
 
 
 # ---- secondaries: the process's side ---------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -23,25 +22,26 @@ from harness import (
     FORMS,
     GIB,
     MIB,
+    PAGE,
+    Costs,
     Crew,
     Pool,
     RemoteFailure,
     SecondaryDied,
     all_of,
-    mapped_window,
+    allocate_until_failure,
     start_primary,
     wait_equal,
     wait_until,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from harness import Form, Primary, Secondary
+    from harness import Form, Primary
 
     AddPages = Callable[[int], None]
 
-PAGE = 2 * MIB
 LOANED_PAGES = 32
 STRIPE = 4096
 EVERY_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
@@ -65,57 +65,8 @@ def form_args(form: Form, request: pytest.FixtureRequest) -> tuple[str, ...]:
     return form.args(mount)
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What a form costs at one moment, as the kernel says; equal moments compare equal."""
-
-    present_bytes: int
-    allocated_bytes: int
-    pool: Pool | None
-    primary_fds: int
-    secondary_fds: tuple[int, ...]
-    windows: tuple[tuple[str, ...], ...]
-    """Mappings in the window of the primary and of each secondary."""
-
-    @staticmethod
-    def now(form: Form, primary: Primary, secondaries: Sequence[Secondary]) -> Costs:
-        control = primary.query("control")["control"]
-        assert isinstance(control, dict)
-        pids = [primary.pid, *(one.pid for one in secondaries)]
-        return Costs(
-            present_bytes=primary.present_bytes(),
-            allocated_bytes=primary.counters()["files.allocated_bytes"],
-            pool=Pool.read() if form.is_huge else None,
-            # Connections of queries come and go with the queries.
-            primary_fds=sum("socket:" not in name for name in primary.descriptors()),
-            secondary_fds=tuple(len(one.descriptors()) for one in secondaries),
-            windows=tuple(
-                tuple(mapped_window(pid, control["base_vaddr"], control["window_bytes"])) for pid in pids
-            ),
-        )
-
-    def check(self) -> None:
-        """The laws that hold at every moment."""
-        assert self.allocated_bytes == self.present_bytes
-        if self.pool is not None:
-            assert self.pool.reserved == 0
-            assert (self.pool.total - self.pool.free) * PAGE == self.present_bytes
-
-
 def segment_bytes(primary: Primary) -> int:
     return cast("int", primary.lists()[0]["page_bytes"])
-
-
-def allocate_until_failure(
-    secondaries: Sequence[Secondary], size: int, blocks: list[int], most: int = 1000
-) -> RemoteFailure:
-    """Lets the secondaries allocate in turn; adds the vaddrs to `blocks`, and returns what the last one got instead."""
-    while len(blocks) < most:
-        try:
-            blocks.append(secondaries[len(blocks) % len(secondaries)].malloc(size))
-        except RemoteFailure as failure:
-            return failure
-    raise AssertionError(f"{most} blocks of {size} bytes, and no end")
 
 
 # ---- grow and shrink -------------------------------------------------------------------------------------------
