@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dpdkmem.secondary.attach import Attachment
+    from dpdkmem.shared.memory import UserMemory
     from dpdkmem.shared.model import MemEvent
 
 MCL_FUTURE = 2  # mlockall(2)
@@ -223,29 +224,62 @@ def reattach(prefix: str, n: int, size: int) -> dict[str, dict[str, int]]:
 class Recorder:
     """Registers a callback that writes down what it is told, and reads the first byte of it."""
 
-    def __init__(self, m: Attachment, name: str = "recorder") -> None:
+    def __init__(self, m: UserMemory, name: str = "recorder") -> None:
         self.m = m
         self.name = name
         self.events: list[MemEvent] = []
         self.first_bytes: list[int] = []
-        self.raise_at: str = ""
+        self.raise_at = ""
+        self.act_at = ""
+        self.action: Callable[[], object] = list
+        self.results: list[object] = []
         self.delay_free_s = 0.0
+        self.n_in_free = 0
+        self.returned_at = 0.0  # time.monotonic(), of the last FREE
         m.mem_event_callback_register(name, self._on_event, None)
 
     def _on_event(self, event: MemEvent, _: None) -> None:
         self.events.append(event)
-        if event.type.name != "RESYNC":
+        name = event.type.name
+        if name != "RESYNC":
             self.first_bytes.append(ctypes.string_at(event.vaddr, 1)[0])
-        if event.type.name == "FREE":
-            time.sleep(self.delay_free_s)
-        if event.type.name == self.raise_at:
+        if name == self.act_at:
+            self.act_at = ""
+            self.results.append(self.action())
+        if name == "FREE":
+            self._free(event)
+        if name == self.raise_at:
             raise ValueError(f"told of {event.vaddr:#x}")
+
+    def _free(self, event: MemEvent) -> None:
+        self.n_in_free += 1
+        time.sleep(self.delay_free_s)
+        ctypes.string_at(event.vaddr, event.bytes)  # all of it is there still
+        self.returned_at = time.monotonic()
+        self.n_in_free -= 1
 
     def rows(self) -> list[tuple[int, str, int, int]]:
         return [(event.seq, event.type.name, event.vaddr, event.bytes) for event in tuple(self.events)]
 
     def end(self) -> None:
         self.m.mem_event_callback_unregister(self.name)
+
+
+def map_ranges(m: UserMemory) -> list[tuple[int, int]]:
+    """Returns (vaddr, bytes) of what is present."""
+    lists = m.memseg_lists()
+    return [
+        (
+            lists[run.list_idx].base_vaddr + run.first_seg * lists[run.list_idx].page_bytes,
+            run.n_segs * lists[run.list_idx].page_bytes,
+        )
+        for run in m.map_runs().runs
+    ]
+
+
+def grow_and_shrink(m: UserMemory, n: int, size: int) -> None:
+    for _ in range(n):
+        m.malloc(size).free()
 
 
 def hold(m: Attachment, vaddr: int, size: int) -> memoryview:
