@@ -198,13 +198,19 @@ class Publisher:
         """Return who has not answered an open round."""
         return [member for member, status in self._statuses(job) if status < 0]
 
-    def join(self, member: Member) -> None:
-        """Let a new member take part in the MAP rounds that are open: their segments are not in its snapshot."""
-        for job in self.open_jobs():
-            if job.op is RoundOp.MAP:
-                self._memory.round_join(job.slot)
+    def join(self, member: Member, concerns: Callable[[Run], bool]) -> None:
+        """Let a new member take part in the MAP rounds that are open or wait: their segments are not in its snapshot.
+
+        Args:
+            member: the new one.
+            concerns: whether it is to be told of a run: a guarded one maps one-file lists without rounds.
+        """
+        for job in [*self.open_jobs(), *self._queue]:
+            if job.op is RoundOp.MAP and concerns(job.runs[0]):
                 job.members.append(member)
-                self._send(job, [member])
+                if job.slot >= 0:
+                    self._memory.round_join(job.slot)
+                    self._send(job, [member])
 
     def forget(self, member: Member) -> None:
         """Count out a member that died or left."""
@@ -340,8 +346,15 @@ class Publisher:
             if job.op is RoundOp.MAP
             else [f for f in job.failures if f.errno not in {0, errno.EPROTO}]
         )
-        job.done(failures)
-        self._start_queued()
+        try:
+            job.done(failures)
+        except (
+            BaseException
+        ):  # the starter's fault: the answers to other rounds, whose bell was read, still count
+            self._loop.call_later(0.0, self._look)
+            raise
+        finally:
+            self._start_queued()
 
     def _count(self, job: RoundJob) -> None:
         us = (time.monotonic() - job.started) * 1e6

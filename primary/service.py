@@ -342,7 +342,9 @@ class Primary:
     def joined(self, session: Session) -> None:
         """Let a new member into the rounds that run."""
         _LOG.info("%s attached", session.describe())
-        self.publisher.join(session)
+        self.publisher.join(
+            session, lambda run: session in self._members(self.lists[run.list_idx], RoundOp.MAP)
+        )
         self._tell(Topic.SESSION, "attached", session)
 
     def ended(self, session: Session, why: str) -> None:
