@@ -9,8 +9,8 @@ A failure undoes exactly what was done, in reverse, and reports the first cause.
 round for the same segments before their pages go. A shrink cannot fail any more once the heap has given the memory up: it
 waits for the slowest, while its memory is nobody's.
 
-Laws: GROWING and LEAVING segments belong to exactly one job; present + growing bytes never exceed a limit; segments of the
-start-up minimum never leave.
+Laws: GROWING and LEAVING segments belong to exactly one job or to the warm reserve; present + growing + warm bytes never
+exceed a limit, and the warm reserve gives way to a growth; segments of the start-up minimum never leave.
 Who cleans up after a kill -9 of the primary: types.h's table: GROWING and LEAVING in the control segment tell a successor.
 Leaves out: what a round is (publication.py), which files (supplies.py).
 """
@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -31,6 +30,7 @@ from dpdkmem.shared.errors import (
     DeviceBusy,
     DpdkmemError,
     HugepagesExhausted,
+    InternalError,
     LimitExceeded,
     errno_error,
 )
@@ -63,6 +63,9 @@ _GRANT_S: Final = (
     0.002  # how long what came is left to its asker, who may not have run yet, before it may shrink away
 )
 _MAX_SHRINK_SEGMENTS: Final = 4096  # of one job, so that a huge shrink does not hold the loop
+_REMOVE_RETRY_S: Final = (
+    1.0  # what went wrong is a limit of this process: others must give something up first
+)
 _VMAS_PER_SEGMENT: Final = 2  # an isolated segment is a mapping and splits the hole
 
 Outcome = DpdkmemError | None
@@ -97,6 +100,8 @@ class _Growth:
     n: int
     minimum: bool
     done: Callable[[Outcome], None]
+    unmade: Callable[[DpdkmemError], None]
+    """Called instead of `done` if the pages cannot be had: another list may have some."""
     started: float
 
     @property
@@ -114,11 +119,23 @@ class _Shrink:
     first: int
     n: int
     event_seq: int
-    done: Callable[[], None]
 
     @property
     def run(self) -> Run:
         return Run(self.memseg_list.info.list_idx, self.first, self.n)
+
+
+@dataclass(slots=True, eq=False)
+class _Warm:
+    """A run of segments of the warm reserve."""
+
+    memseg_list: MemsegList
+    first: int
+    n: int
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n * self.memseg_list.info.page_bytes
 
 
 class Growth:
@@ -156,47 +173,65 @@ class Growth:
         self._finder = finder
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="dm-pages")
         self._growing_bytes: dict[int, int] = {}  # list -> bytes of GROWING segments
-        self._warm: dict[int, list[_Growth]] = {}  # list -> runs, not counted in _growing_bytes
+        self._warm: list[_Warm] = []  # not counted in _growing_bytes
         self._warm_timer_set = False
         self._shrink_timer: Timer | None = None
-        self._grants: deque[tuple[Run, float]] = deque()  # with the time until which they are left alone
+        self._grants: list[tuple[Run, float]] = []  # with the time until which they are left alone
+        self._n_working = 0  # growths that the worker has not given back yet
         self._closed = False
         self._iova_va = memory.control_info().iova_va
         self.on_change: Callable[[EventType, Run, ListInfo], None] = lambda _type, _run, _info: None
         self.on_failure: Callable[[DpdkmemError], None] = lambda _error: None
+        self.on_release: Callable[[], None] = lambda: None  # pages went back to their pool
         self.stats = GrowthStats()
 
     def close(self) -> None:
-        """Wait for the worker. Blocks as long as the pages that it makes take."""
+        """Wait for the worker. Blocks as long as the pages that it makes take; growths that wait for it are dropped."""
         self._closed = True
-        self._worker.shutdown()
+        self._worker.shutdown(cancel_futures=True)
 
     @property
     def is_busy(self) -> bool:
-        """Whether pages are being made or published."""
-        return any(self._growing_bytes.values())
+        """Whether the worker makes pages."""
+        return self._n_working > 0
 
     # ---- growing ----
 
     def grow(self, request: GrowRequest, done: Callable[[Outcome], None]) -> None:
         """Make room for one block; `done` is called once, with None or the first cause of the failure."""
-        first_cause: DpdkmemError | None = None
-        for memseg_list in self._candidates(request):
-            n = self._segments_for(memseg_list, request)
-            try:
-                self._start(memseg_list, n, request.align, done)
-            except DpdkmemError as error:
-                first_cause = first_cause or error
-                continue
+        self._grow_from(self._candidates(request), request, done, None)
+
+    def _grow_from(
+        self,
+        candidates: Sequence[MemsegList],
+        request: GrowRequest,
+        done: Callable[[Outcome], None],
+        first_cause: DpdkmemError | None,
+    ) -> None:
+        """Try the first of the lists; where its pages cannot be had, the next one."""
+        if not candidates:
+            self._fail(done, first_cause or self._no_list(request))
             return
-        self._fail(done, first_cause or self._no_list(request))
+        first, *others = candidates
+
+        def try_others(error: DpdkmemError) -> None:
+            self._grow_from(others, request, done, first_cause or error)
+
+        try:
+            self._start(first, self._segments_for(first, request), request.align, done, try_others)
+        except DpdkmemError as error:
+            try_others(error)
 
     def grow_minimum(self, memseg_list: MemsegList, n: int, done: Callable[[Outcome], None]) -> None:
         """Make n segments that stay until the end."""
-        try:
-            self._start(memseg_list, n, 0, done, minimum=True)
-        except DpdkmemError as error:
+
+        def fail(error: DpdkmemError) -> None:
             self._fail(done, error)
+
+        try:
+            self._start(memseg_list, n, 0, done, fail, minimum=True)
+        except DpdkmemError as error:
+            fail(error)
 
     def _candidates(self, request: GrowRequest) -> list[MemsegList]:
         """Return the lists of the heap, smallest pages first, as DPDK tries them."""
@@ -222,15 +257,17 @@ class Growth:
         n: int,
         align: int,
         done: Callable[[Outcome], None],
+        unmade: Callable[[DpdkmemError], None],
         *,
         minimum: bool = False,
     ) -> None:
+        """Start a growth; raise what forbids it. `unmade` is called instead of `done` where the pages cannot be had."""
         info = memseg_list.info
         self._check_limits(memseg_list, n)
         slot_align = max(align // info.page_bytes, native.SLAB_BYTES // info.page_bytes, 1)
         warm_first = self._take_warm(memseg_list, n, slot_align)
         if warm_first is not None:
-            job = _Growth(memseg_list, warm_first, n, minimum, done, time.monotonic())
+            job = _Growth(memseg_list, warm_first, n, minimum, done, unmade, time.monotonic())
             self._count_growing(job)
             self._publish(job)
             return
@@ -249,20 +286,25 @@ class Growth:
                 f"no free place in the window of list {info.list_idx} is aligned to {format_size(align)}: ask for less, or "
                 "start the primary with a --base-virtaddr that is",
             )
-        job = _Growth(memseg_list, first, n, minimum, done, time.monotonic())
+        job = _Growth(memseg_list, first, n, minimum, done, unmade, time.monotonic())
         self._take_slots(job)
         if job.n_bytes > INLINE_BYTES:
             future = self._worker.submit(self._make, job)
+            self._n_working += 1
             future.add_done_callback(
-                lambda made: self._loop.call_soon_threadsafe(lambda: self._made(job, made.exception()))
+                lambda made: self._loop.call_soon_threadsafe(lambda: self._worked(job, made.exception()))
             )
             return
         try:
             self._make(job)
-        except DpdkmemError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was: the slots are given back, and the asker gets an answer
             self._made(job, error)
             return
         self._made(job, None)
+
+    def _worked(self, job: _Growth, error: BaseException | None) -> None:
+        self._n_working -= 1
+        self._made(job, error)
 
     def _take_slots(self, job: _Growth) -> None:
         self._memory.change(job.run.list_idx, job.first, job.n, SegState.GROWING)
@@ -275,26 +317,40 @@ class Growth:
     # ---- the warm reserve: segments that are made and mapped here, GROWING, and told to nobody yet ----
 
     def warm_up(self) -> None:
-        """Make what the warm reserve lacks; failures are left to the growth that needs the memory."""
+        """Make what the warm reserve lacks, in steps; failures are left to the growth that needs the memory."""
         self._warm_timer_set = False
+        if self._closed:
+            return
+        if self.is_busy:
+            self._warm_up_later()
+            return
         for memseg_list in self._lists:
-            info = memseg_list.info
-            have = sum(job.n for job in self._warm.get(info.list_idx, ()))
-            n = self._config.warm_reserve_bytes // info.page_bytes - have
-            if n > 0 and not self.is_busy and not self._closed:
-                try:
-                    self._warm_up_list(memseg_list, n)
-                except (DpdkmemError, OSError) as error:
-                    _LOG.debug("the warm reserve of list %d stays as it is: %s", info.list_idx, error)
+            page_bytes = memseg_list.info.page_bytes
+            have = sum(job.n for job in self._warm_of(memseg_list))
+            lacking = self._config.warm_reserve_bytes // page_bytes - have
+            step = min(lacking, max(1, INLINE_BYTES // page_bytes))
+            if step <= 0:
+                continue
+            try:
+                self._warm_up_list(memseg_list, step)
+            except (DpdkmemError, OSError) as error:
+                _LOG.debug("the warm reserve of list %d stays as it is: %s", memseg_list.info.list_idx, error)
+                continue
+            if step < lacking:
+                self._warm_up_later()
+
+    def _warm_up_later(self) -> None:
+        if self._config.warm_reserve_bytes and not self._warm_timer_set:
+            self._warm_timer_set = True
+            self._loop.call_later(_WARM_UP_S, self.warm_up)
 
     def _warm_up_list(self, memseg_list: MemsegList, n: int) -> None:
         info = memseg_list.info
         slot_align = max(native.SLAB_BYTES // info.page_bytes, 1)
-        self._check_limits(memseg_list, n)
+        self._check_limits(memseg_list, n, and_warm=True)
         first = self._memory.find_absent(info.list_idx, n, slot_align)
         if first is None:
             return
-        job = _Growth(memseg_list, first, n, minimum=False, done=lambda _: None, started=time.monotonic())
         self._memory.change(info.list_idx, first, n, SegState.GROWING)
         try:
             memseg_list.files.make(first, n)
@@ -307,63 +363,83 @@ class Growth:
             memseg_list.files.release(first, n)
             self._memory.change(info.list_idx, first, n, SegState.ABSENT)
             raise
-        self._set_iova(job)
-        self._warm.setdefault(info.list_idx, []).append(job)
+        self._set_iova(memseg_list.info, first, n)
+        self._add_warm(_Warm(memseg_list, first, n))
+
+    def _add_warm(self, new: _Warm) -> None:
+        """Join it to the run that it goes on from, so that a growth of many finds them in a row."""
+        for job in self._warm_of(new.memseg_list):
+            if job.first + job.n == new.first:
+                job.n += new.n
+                return
+        self._warm.append(new)
+
+    def _warm_of(self, memseg_list: MemsegList) -> list[_Warm]:
+        return [job for job in self._warm if job.memseg_list is memseg_list]
 
     def _take_warm(self, memseg_list: MemsegList, n: int, slot_align: int) -> int | None:
         """Return the first of n warm segments in a row, or None; what does not serve goes back, it may be in the way."""
-        jobs = self._warm.get(memseg_list.info.list_idx)
-        if self._config.warm_reserve_bytes and not self._warm_timer_set:
-            self._warm_timer_set = True
-            self._loop.call_later(_WARM_UP_S, self.warm_up)
-        if not jobs:
-            return None
-        for job in jobs:
+        self._warm_up_later()
+        for job in self._warm_of(memseg_list):
             if job.n >= n and job.first % slot_align == 0:
                 first = job.first
                 job.first, job.n = job.first + n, job.n - n
                 if not job.n:
-                    jobs.remove(job)
+                    self._warm.remove(job)
                 return first
-        while jobs:
-            job = jobs.pop()
-            memseg_list.files.unmap(job.first, job.n)
-            memseg_list.files.release(job.first, job.n)
-            self._memory.change(memseg_list.info.list_idx, job.first, job.n, SegState.ABSENT)
+        self._drop_warm(self._warm_of(memseg_list))
         return None
 
-    def _check_limits(self, memseg_list: MemsegList, n: int) -> None:
+    def _drop_warm(self, jobs: Sequence[_Warm]) -> None:
+        for job in jobs:
+            self._warm.remove(job)
+            self._remove(job.memseg_list, job.first, job.n, lambda: None)
+
+    def _warm_bytes(self, list_idx: int) -> int:
+        return sum(job.n_bytes for job in self._warm if job.memseg_list.info.list_idx == list_idx)
+
+    def _check_limits(self, memseg_list: MemsegList, n: int, *, and_warm: bool = False) -> None:
+        """Raise if n more would pass a limit. The warm reserve counts where it is to grow itself: else it gives way."""
         info = self._memory.list(memseg_list.info.list_idx)
         wanted = n * info.page_bytes
-        self._check_node_limit(info.numa_node, wanted)
-        growing = self._growing_bytes.get(info.list_idx, 0)
-        if info.n_present * info.page_bytes + growing + wanted > info.limit_segments * info.page_bytes:
+        self._check_node_limit(info, wanted, and_warm=and_warm)
+        used = self._used_bytes(info, and_warm=and_warm)
+        if used + wanted > info.limit_segments * info.page_bytes:
             raise LimitExceeded(
                 errno.ENOMEM,
                 f"{format_size(wanted)} more of {format_size(info.page_bytes)} pages on NUMA node {info.numa_node} would "
                 f"exceed the limit of {format_size(info.limit_segments * info.page_bytes)}; "
-                f"{format_size(info.n_present * info.page_bytes + growing)} are in use: raise --pagesz-mem",
+                f"{format_size(used)} are in use: raise --pagesz-mem",
             )
         if info.form is SegmentForm.PER_SEGMENT:
             self._guard.check_descriptors(n)
             self._guard.check_map_count(_VMAS_PER_SEGMENT * n)
             self._guard.check_file_size(info.page_bytes)
 
-    def _check_node_limit(self, numa_node: int, wanted: int) -> None:
+    def _used_bytes(self, info: ListInfo, *, and_warm: bool) -> int:
+        used = info.n_present * info.page_bytes + self._growing_bytes.get(info.list_idx, 0)
+        return used + self._warm_bytes(info.list_idx) if and_warm else used
+
+    def _check_node_limit(self, grown: ListInfo, wanted: int, *, and_warm: bool) -> None:
+        numa_node = grown.numa_node
         limit = self._config.node_limit_bytes(numa_node)
         if limit is None:
             return
-        used = sum(
-            info.n_present * info.page_bytes + self._growing_bytes.get(info.list_idx, 0)
-            for info in self._memory.lists()
-            if info.numa_node == numa_node
-        )
+        lists = [info for info in self._memory.lists() if info.numa_node == numa_node]
+        used = sum(self._used_bytes(info, and_warm=and_warm) for info in lists)
         if used + wanted > limit:
             raise LimitExceeded(
                 errno.ENOMEM,
                 f"{format_size(wanted)} more on NUMA node {numa_node} would exceed its limit of {format_size(limit)} "
                 f"(--socket-limit); {format_size(used)} are in use: free some, or raise the limit",
             )
+        others = [
+            job
+            for job in self._warm
+            if job.memseg_list.info.numa_node == numa_node and job.memseg_list.info.list_idx != grown.list_idx
+        ]
+        if not and_warm and used + wanted + sum(job.n_bytes for job in others) > limit:
+            self._drop_warm(others)
 
     def _make(self, job: _Growth) -> None:
         """Make the pages; on the worker or the loop's thread. A dry pool is filled if that is allowed, once."""
@@ -382,7 +458,8 @@ class Growth:
     def _made(self, job: _Growth, error: BaseException | None) -> None:
         if error is not None:
             self._undo_slots(job)
-            self._fail(job.done, error if isinstance(error, DpdkmemError) else _wrap(error))
+            self.on_release()
+            job.unmade(error if isinstance(error, DpdkmemError) else _wrap(error))
             return
         try:
             job.memseg_list.files.map(job.first, job.n)
@@ -391,15 +468,14 @@ class Growth:
             self._undo_slots(job)
             self._fail(job.done, map_error)
             return
-        self._set_iova(job)
+        self._set_iova(job.memseg_list.info, job.first, job.n)
         self._publish(job)
 
-    def _set_iova(self, job: _Growth) -> None:
-        info = job.memseg_list.info
+    def _set_iova(self, info: ListInfo, first: int, n: int) -> None:
         if self._iova_va:
             return  # set with the slots
-        vaddrs = [info.base_vaddr + seg * info.page_bytes for seg in range(job.first, job.first + job.n)]
-        self._memory.set_iova(info.list_idx, job.first, [native.physical_address(vaddr) for vaddr in vaddrs])
+        vaddrs = [info.base_vaddr + seg * info.page_bytes for seg in range(first, first + n)]
+        self._memory.set_iova(info.list_idx, first, [native.physical_address(vaddr) for vaddr in vaddrs])
 
     def _publish(self, job: _Growth) -> None:
         files = job.memseg_list.files
@@ -429,8 +505,8 @@ class Growth:
         self._growing_bytes[info.list_idx] -= job.n_bytes
         self._grants.append((job.run, time.monotonic() + _GRANT_S))
         self._count(job)
-        self.on_change(EventType.ALLOC, job.run, info)
         job.done(None)
+        self.on_change(EventType.ALLOC, job.run, info)
 
     def _count(self, job: _Growth) -> None:
         us = (time.monotonic() - job.started) * 1e6
@@ -461,29 +537,43 @@ class Growth:
         self._fail(job.done, error)
 
     def _unmade(self, job: _Growth, error: DpdkmemError | None) -> None:
-        job.memseg_list.files.unmap(job.first, job.n)
-        job.memseg_list.files.release(job.first, job.n)
-        self._undo_slots(job)
+        self._remove(job.memseg_list, job.first, job.n, lambda: self._uncount_growing(job))
         if error is not None:
             self._fail(job.done, error)
 
+    def _remove(self, memseg_list: MemsegList, first: int, n: int, then: Callable[[], None]) -> None:
+        """Unmap here what everybody else let go of, and give its pages back; where that fails, again until it does not."""
+        list_idx = memseg_list.info.list_idx
+        try:
+            memseg_list.files.unmap(first, n)
+            memseg_list.files.release(first, n)
+        except DpdkmemError as error:
+            _LOG.warning("segments [%d, %d) of list %d cannot go yet: %s", first, first + n, list_idx, error)
+            self._loop.call_later(_REMOVE_RETRY_S, lambda: self._remove(memseg_list, first, n, then))
+            return
+        self._memory.change(list_idx, first, n, SegState.ABSENT)
+        then()
+        self.on_release()
+
     def _undo_slots(self, job: _Growth) -> None:
-        info = job.memseg_list.info
-        self._memory.change(info.list_idx, job.first, job.n, SegState.ABSENT)
-        self._growing_bytes[info.list_idx] -= job.n_bytes
+        self._memory.change(job.run.list_idx, job.first, job.n, SegState.ABSENT)
+        self._uncount_growing(job)
+
+    def _uncount_growing(self, job: _Growth) -> None:
+        self._growing_bytes[job.run.list_idx] -= job.n_bytes
 
     def _fail(self, done: Callable[[Outcome], None], error: DpdkmemError) -> None:
         self.stats.n_grow_failed += 1
         self.stats.last_failure = str(error)
-        self.on_failure(error)
         done(error)
+        self.on_failure(error)
 
     # ---- shrinking ----
 
     def shrink(self, keep: int) -> int:
         """Give back whole free segments beyond `keep` of each list; return how many are on their way.
 
-        What was granted just now stays: its asker may not have run yet. It is looked at again when that time has passed.
+        What was granted just now and is untouched stays: its asker may not have run yet. It is looked at again later.
         """
         n = 0
         self._forget_old_grants()
@@ -506,8 +596,11 @@ class Growth:
 
     def _forget_old_grants(self) -> None:
         now = time.monotonic()
-        while self._grants and self._grants[0][1] <= now:
-            self._grants.popleft()
+        self._grants = [
+            (grant, until)
+            for grant, until in self._grants
+            if until > now and self._memory.is_untouched(grant.list_idx, grant.first_seg)
+        ]
 
     def _shrink_run(self, memseg_list: MemsegList, run: Run) -> int:
         n = 0
@@ -527,7 +620,7 @@ class Growth:
         info = memseg_list.info
         self._memory.heap_take(info.list_idx, first, n)
         seq = self._memory.change(info.list_idx, first, n, SegState.LEAVING, event=EventType.FREE)
-        job = _Shrink(memseg_list, first, n, seq, lambda: None)
+        job = _Shrink(memseg_list, first, n, seq)
         self.on_change(EventType.FREE, job.run, info)
         members = self._members(memseg_list, RoundOp.UNMAP)
         self._publisher.start(
@@ -542,13 +635,11 @@ class Growth:
         self._shrunk(job)
 
     def _shrunk(self, job: _Shrink) -> None:
-        info = job.memseg_list.info
-        job.memseg_list.files.unmap(job.first, job.n)
-        job.memseg_list.files.release(job.first, job.n)
-        self._memory.change(info.list_idx, job.first, job.n, SegState.ABSENT)
+        self._remove(job.memseg_list, job.first, job.n, lambda: self._count_shrunk(job))
+
+    def _count_shrunk(self, job: _Shrink) -> None:
         self.stats.n_shrunk += 1
-        self.stats.shrunk_bytes += job.n * info.page_bytes
-        job.done()
+        self.stats.shrunk_bytes += job.n * job.memseg_list.info.page_bytes
 
 
 def _without(run: Run, others: Sequence[Run]) -> list[Run]:
@@ -571,4 +662,5 @@ def _without(run: Run, others: Sequence[Run]) -> list[Run]:
 def _wrap(error: BaseException) -> DpdkmemError:
     if isinstance(error, OSError):
         return errno_error(error.errno or errno.EIO, f"making the pages failed: {error}")
-    raise error
+    _LOG.error("making pages failed", exc_info=error)
+    return InternalError(f"a bug, see the log of the primary: making the pages failed: {error!r}")

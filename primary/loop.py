@@ -86,12 +86,12 @@ class Loop:
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         """Call on the loop's thread, soon."""
         self._calls.append(callback)
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake()
 
     def stop(self) -> None:
-        """Make `run()` return after the callback that runs."""
+        """Make `run()` return after the callback that runs; from signal handlers too, and after `close()`."""
         self._stopping = True
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake()
 
     def run(self) -> None:
         """Serve until `stop()`. Blocks."""
@@ -107,10 +107,16 @@ class Loop:
         self._run_timers()
 
     def close(self) -> None:
-        """Close what the loop owns."""
-        self.remove(self._wake_fd)
-        os.close(self._wake_fd)
+        """Close what the loop owns; calls from other threads are dropped from then on."""
+        fd, self._wake_fd = self._wake_fd, -1
+        self.remove(fd)
+        os.close(fd)
         self._epoll.close()
+
+    def _wake(self) -> None:
+        fd = self._wake_fd
+        if fd >= 0:
+            os.eventfd_write(fd, 1)
 
     def _wait_s(self, timeout_s: float | None) -> float | None:
         while self._timers and self._timers[0].callback is None:

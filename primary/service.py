@@ -106,6 +106,11 @@ class Primary:
         self.control: ControlServer | None = None
         self.session_path = ""
         self._loop_thread: int | None = None
+        self._file_generation = 0
+        self._stop_loop: Callable[[], None] = lambda: None
+        self._stop_wanted = False
+        self._own_growths: set[_OwnGrowth] = set()
+        self._has_ended = False
         self._give_back_pending = False
         self._publish_pending = False
 
@@ -137,8 +142,9 @@ class Primary:
         self.loop.run()
 
     def stop(self) -> None:
-        """Make `run()` return; from any thread and from signal handlers."""
-        self.loop.stop()
+        """Make `run()` return, at once if it does not run yet; from any thread and from signal handlers."""
+        self._stop_wanted = True
+        self._stop_loop()
 
     def close(self) -> None:
         """End in order: sessions get END, files and sockets go, pages go back to the pool. Again does nothing."""
@@ -175,9 +181,19 @@ class Primary:
         reserve = self.config.memory.reserve_hugepages_bytes
         self.finder = PageFinder(HugepageReserver(reserve) if reserve else None, self._mounts)
         self._stack.callback(self._give_back_last)
-        for folder in self.layout.folders.values():
-            if self.config.pages.huge_unlink is not HugeUnlink.NEVER:
-                clean_stale_files(folder, self.config.file_prefix)
+        if self.config.pages.huge_unlink is not HugeUnlink.NEVER:
+            for folder in self.layout.folders.values():
+                self._clean(folder)
+
+    def _clean(self, folder: Path) -> None:
+        report = clean_stale_files(folder, self.config.file_prefix)
+        self._file_generation = max(self._file_generation, report.next_generation)
+        if report.kept:
+            first = report.kept[0]
+            _LOG.warning(
+                "%d files of a predecessor stay in %s and keep their pages (%s %s): its secondaries live on. New files "
+                "get names that end in .%d", len(report.kept), folder, first.path.name, first.reason, self._file_generation,
+            )  # fmt: skip
 
     def _make_memory(self) -> None:
         window = sum(one.window_bytes for one in self.layout.spec.lists)
@@ -203,6 +219,7 @@ class Primary:
                 self.config.file_prefix,
                 self.layout.folders.get(info.page_bytes),
                 pages.huge_unlink,
+                self._file_generation,
             )
             files = open_files(self.native, info, place)
             self._stack.callback(files.close, keep_names=pages.huge_unlink is HugeUnlink.NEVER)
@@ -213,6 +230,9 @@ class Primary:
         config = self.config
         self.loop = Loop(lambda error: _LOG.error("a callback failed", exc_info=error))
         self._stack.callback(self.loop.close)
+        self._stop_loop = self.loop.stop
+        if self._stop_wanted:
+            self.loop.stop()
         self.sessions = SessionTable(self.native, self.loop, config.sessions, self)
         self.publisher = Publisher(
             self.native,
@@ -235,24 +255,31 @@ class Primary:
         )
         self.growth.on_change = self._on_change
         self.growth.on_failure = self._on_grow_failed
+        self.growth.on_release = self._give_back_later
         self._stack.callback(self._close_parts)
 
     def _close_parts(self) -> None:
         self.native.set_state(PrimaryState.ENDING)
         self.sessions.close("the primary ends")
         self.growth.close()
+        self._has_ended = True
+        for own in list(self._own_growths):  # threads of this process that wait for what comes no more
+            own.answered.set()
         self.native.set_state(PrimaryState.ENDED)
 
     def _make_minimum(self) -> None:
         """Make the start-up minimum, turning the loop meanwhile; all of it or an error."""
         self._loop_thread = threading.get_ident()
         for memseg_list, n in plan_minimum(self.config.memory, self.lists):
+            if self._stop_wanted:
+                return
             outcomes: list[DpdkmemError | None] = []
             self.growth.grow_minimum(memseg_list, n, outcomes.append)
             while not outcomes:
                 self.loop.turn(None)
             if outcomes[0] is not None:
                 raise outcomes[0]
+        self._loop_thread = None  # it may be another thread that runs the loop from now on
 
     def _open_sockets(self) -> None:
         others = self.config.sessions.open_to_others
@@ -330,9 +357,9 @@ class Primary:
         fds: list[int] = []
         for run in runs:
             files = self.lists[run.list_idx].files
-            there = [seg for seg in range(run.first_seg, run.first_seg + run.n_segs) if files.has(seg)]
+            there = files.there(run.first_seg, run.n_segs)
             kept += [run] if len(there) == run.n_segs else [Run(run.list_idx, seg, 1) for seg in there]
-            fds += [fd for seg in there for fd in files.fds(seg, 1)]
+            fds += there.values()
         return kept, fds
 
     def list_files(self) -> list[tuple[int, int]]:
@@ -393,7 +420,10 @@ class Primary:
         ]
 
     def _shrink(self) -> None:
-        if self.growth.shrink(0) and not self._give_back_pending:
+        self.growth.shrink(0)
+
+    def _give_back_later(self) -> None:
+        if not self._give_back_pending:
             self._give_back_pending = True
             self.loop.call_later(_GIVE_BACK_S, self._give_back)
 
@@ -440,11 +470,10 @@ class Primary:
             self.control.publish(topic, {"type": "grow_failed", "code": error.code, "text": str(error)})
 
     def _housekeep(self) -> None:
+        self.loop.call_later(_HOUSEKEEPING_S, self._housekeep)  # first: whatever fails here, it goes on
         self.lock.answer_looks()
-        self.sessions.look_at_lingering()
         self.native.take_shrink_wanted()
         self._shrink()
-        self.loop.call_later(_HOUSEKEEPING_S, self._housekeep)
 
     # ---- the primary's own threads ----
 
@@ -455,20 +484,32 @@ class Primary:
                 -errno.EDEADLK,
                 "the primary's loop thread cannot wait for its own growth: allocate in another thread",
             )
-        answered = threading.Event()
-        outcomes: list[DpdkmemError | None] = []
-
-        def done(outcome: DpdkmemError | None) -> None:
-            outcomes.append(outcome)
-            answered.set()
-
-        self.loop.call_soon_threadsafe(lambda: self._grow_when_possible(request, done))
-        answered.wait()
-        outcome = outcomes[0]
+        own = _OwnGrowth()
+        self._own_growths.add(own)
+        self.loop.call_soon_threadsafe(lambda: self._grow_when_possible(request, own.done))
+        if not self._has_ended:  # after add(): one of us sees the other
+            own.answered.wait()
+        self._own_growths.discard(own)
+        if not own.outcomes:
+            return -errno.ESHUTDOWN, "the primary ends"
+        outcome = own.outcomes[0]
         return (0, "") if outcome is None else (-_errno_of(outcome), _text_of(outcome))
 
     def _ring_here(self) -> None:
         self.loop.call_soon_threadsafe(self.trim)
+
+
+class _OwnGrowth:
+    """A growth that a thread of this process waits for."""
+
+    def __init__(self) -> None:
+        self.answered = threading.Event()
+        self.outcomes: list[DpdkmemError | None] = []
+
+    def done(self, outcome: DpdkmemError | None) -> None:
+        """Answer it; on the loop's thread."""
+        self.outcomes.append(outcome)
+        self.answered.set()
 
 
 def _errno_of(error: DpdkmemError) -> int:
