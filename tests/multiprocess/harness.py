@@ -229,6 +229,10 @@ class Primary:
             else:
                 raise AssertionError(f"exit status {self.process.wait()} instead of {state}: {self.log()}")
 
+    def stop_listening(self) -> None:
+        """Closes the service manager's socket."""
+        self._notify.close()
+
     def end(self, number: int = signal.SIGTERM, seconds: float = DEADLINE_SECONDS) -> int:
         """Sends a signal, waits for the end; returns the exit status (negative: the signal that killed it)."""
         self.process.send_signal(number)
@@ -632,6 +636,7 @@ def _serve(sock: socket.socket) -> None:
         answer: dict[str, object]
         try:
             answer = {"value": getattr(worker, command)(*args, **options)}
+            json.dumps(answer)
         except Exception as error:  # noqa: BLE001 - the test judges it
             answer = {
                 "kind": type(error).__name__,
