@@ -153,11 +153,12 @@ bool dm_seg_is_free(const struct dm_control *c, const struct dm_list *l, uint64_
 /* The extent of the longest run of free pages; lock-free, so of no one moment. */
 uint64_t dm_pages_greatest_free(const struct dm_control *c, const struct dm_list *l);
 
-/* Of an allowed page size, and aligned enough: to a memseg, or to a slab, which may lie across small ones. */
+/* Of an allowed page size, and with room for an aligned block: it may lie across memsegs, and growth begins at an aligned
+ * slot, as DPDK's does. */
 static inline bool dm_list_may_hold(const struct dm_list *l, uint64_t page_mask, uint64_t align_bytes)
 {
 	return (page_mask == 0 || (page_mask & l->page_bytes) != 0) &&
-	       (align_bytes <= l->page_bytes || align_bytes <= DM_SLAB_BYTES);
+	       align_bytes <= l->window_bytes;
 }
 
 /* run.c: blocks of whole pages. */
