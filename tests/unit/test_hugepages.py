@@ -277,6 +277,19 @@ def test_a_page_file_that_exists_is_never_taken_over(files: Path) -> None:
     assert limits.count_descriptors() == before
 
 
+def test_a_page_file_that_a_dead_owner_kept_can_be_taken_again(files: Path) -> None:
+    (files / "pmap_0").write_text("kept")
+    fd = hugetlbfs.create_page_file(files, "pmap_0", reuse=True)
+    try:
+        assert os.read(fd, 16) == b"kept"
+        with (files / "pmap_0").open("r+") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(DeviceBusy, match="in use"):  # of a living one never
+            hugetlbfs.create_page_file(files, "pmap_0", reuse=True)
+    finally:
+        os.close(fd)
+
+
 def test_cleaning_removes_only_the_files_of_exactly_the_prefix(files: Path) -> None:
     ours = ["a.bmap_0", "a.bmap_12_345"]
     others = [
