@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S: Final = 0.005  # until a send that the system, not the peer, had no room for is tried again
+_ORPHANS_TURN_S: Final = 0.002  # of the loop's time, each second; a look at one costs a walk over all blocks
 _REAP_RETRY_S: Final = 1.0  # each try may hold the loop for heap.h's DM_PRIMARY_WAIT_NS
 _CATCH_UPS_OF_A_CROWD: Final = 2  # once is normal
 _CROWDED_MAX_S: Final = (
@@ -167,6 +168,7 @@ class SessionTable:
         self._timeouts = Timeouts(greeting_s=config.handshake_timeout_ns / 1e9)
         self._sessions: dict[int, Session] = {}  # by the session socket's descriptor at accept
         self._dying: dict[int, Session] = {}  # by pidfd: over, not proved dead
+        self._orphans: deque[int] = deque()  # owner ids in state ORPHAN
         self.ack_fd = -1
         self.n_accepted = 0
         self.n_refused = 0
@@ -280,6 +282,7 @@ class SessionTable:
         """Bring to order what said goodbye while threads of it held lanes, once those have ended; to be called now and then."""
         for session in self.lingering:
             self._reap_departed(session)
+        self._look_at_orphans()
 
     # ---- arrival ----
 
@@ -439,7 +442,10 @@ class SessionTable:
                 self._send(session, item, ())
                 continue
             runs, fds = self._hooks.segment_fds(item)
-            session.announced -= _segments(item) - _segments(runs)
+            if runs != list(item):
+                missing = _segments(item) - _segments(runs)
+                session.announced -= missing
+                session.left -= missing
             if runs:
                 self._send(session, Segments(tuple(runs), len(fds)), fds)
 
@@ -528,7 +534,9 @@ class SessionTable:
         self._reap_dead(session)
 
     def _reap_departed(self, session: Session) -> None:
-        if session.owner_id and session.said_goodbye and self._n_lanes(session) == 0:
+        # Who never attached has no goodbye to say, and used nothing. Its process may live long, and try again and again.
+        left_in_order = session.said_goodbye or not session.attached_at
+        if session.owner_id and left_in_order and self._n_lanes(session) == 0:
             self._reap_dead(session)
 
     def _reap_dead(self, session: Session) -> None:
@@ -541,6 +549,19 @@ class SessionTable:
             _LOG.warning("what %s left cannot be brought to order yet: %s", session.describe(), error)
             self._loop.call_later(_REAP_RETRY_S, lambda: self._reap_dead(session))
 
+    def _look_at_orphans(self) -> None:
+        """Give back the owner slots whose last blocks somebody has freed meanwhile; some in each call."""
+        until = time.monotonic() + _ORPHANS_TURN_S
+        for _ in range(len(self._orphans)):
+            owner_id = self._orphans[0]
+            report = self._memory.reap(owner_id)
+            self._orphans.rotate(-1)
+            if not (report.n_orphaned or report.n_zones_orphaned):
+                self._orphans.pop()
+                self._memory.owner_set_state(owner_id, OwnerState.FREE)
+            if time.monotonic() > until:
+                return
+
     def _forget_pidfd(self, session: Session) -> None:
         fd = session.pidfd.fileno() if not session.pidfd.is_closed else -1
         self._dying.pop(fd, None)
@@ -549,10 +570,10 @@ class SessionTable:
 
     def _reap(self, session: Session) -> None:
         report = self._memory.reap(session.owner_id)
-        self._memory.owner_set_state(
-            session.owner_id,
-            OwnerState.ORPHAN if report.n_orphaned or report.n_zones_orphaned else OwnerState.FREE,
-        )
+        is_orphan = report.n_orphaned or report.n_zones_orphaned
+        self._memory.owner_set_state(session.owner_id, OwnerState.ORPHAN if is_orphan else OwnerState.FREE)
+        if is_orphan:
+            self._orphans.append(session.owner_id)
         session.owner_id = 0
         if not session.pidfd.is_closed:
             self._forget_pidfd(session)
