@@ -28,13 +28,17 @@ class PageFinder:
     """Finds huge pages for growth. Threads: one at a time.
 
     Args:
-        reserver: None without `--reserve-hugepages`.
+        reserver: gives back what a predecessor took, too.
         mounts: page size -> the mount that its files lie in; empty for memfds.
+        may_add: whether the pool may be made bigger (`--reserve-hugepages`).
     """
 
-    def __init__(self, reserver: HugepageReserver | None, mounts: Mapping[int, HugetlbMount]) -> None:
+    def __init__(
+        self, reserver: HugepageReserver, mounts: Mapping[int, HugetlbMount], *, may_add: bool
+    ) -> None:
         self._reserver = reserver
         self._mounts = mounts
+        self._may_add = may_add
 
     def find(self, info: ListInfo, n: int) -> None:
         """Make the pool big enough for n segments of a list.
@@ -44,7 +48,7 @@ class PageFinder:
             LimitExceeded: `--reserve-hugepages` is used up.
             NotPermitted: only root may.
         """
-        if self._reserver is None:
+        if not self._may_add:
             raise self.shortage(info, n)
         added = self._reserver.ensure(info.page_bytes, info.numa_node, n)
         _LOG.info(
@@ -66,8 +70,6 @@ class PageFinder:
 
     def give_back(self) -> int:
         """Return to the kernel what was added to the pool and is free again; tell how many bytes of it are not."""
-        if self._reserver is None:
-            return 0
         if self._reserver.held_bytes:
             self._reserver.give_back()
         return self._reserver.held_bytes

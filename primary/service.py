@@ -33,7 +33,7 @@ from dpdkmem.primary.loop import READABLE, Loop
 from dpdkmem.primary.minimum import plan_minimum
 from dpdkmem.primary.pagefinder import PageFinder
 from dpdkmem.primary.publication import Publisher
-from dpdkmem.primary.reserver import HugepageReserver
+from dpdkmem.primary.reserve_journal import open_reserver
 from dpdkmem.primary.sessions import SessionTable
 from dpdkmem.primary.supplies import FilePlace, open_files
 from dpdkmem.shared import runtime
@@ -179,11 +179,14 @@ class Primary:
             _LOG.warning("%s", note)
         self._mounts = {m.page_bytes: m for m in host.mounts if m.page_bytes in self.layout.folders}
         reserve = self.config.memory.reserve_hugepages_bytes
-        self.finder = PageFinder(HugepageReserver(reserve) if reserve else None, self._mounts)
+        journal = None if self.config.pages.in_memory else self.paths.reserved_journal
+        reserver = open_reserver(reserve, journal)
+        self.finder = PageFinder(reserver, self._mounts, may_add=reserve > 0)
         self._stack.callback(self._give_back_last)
         if self.config.pages.huge_unlink is not HugeUnlink.NEVER:
             for folder in self.layout.folders.values():
                 self._clean(folder)
+        self._give_back_last()  # what a dead predecessor took, now that its files are gone
 
     def _clean(self, folder: Path) -> None:
         report = clean_stale_files(folder, self.config.file_prefix)
@@ -513,6 +516,9 @@ class _OwnGrowth:
 
 
 def _errno_of(error: DpdkmemError) -> int:
+    """Return what tells the class of the error to who asked: a limit of ours must not look like a lack of pages."""
+    if isinstance(error, LimitExceeded):
+        return errno.EDQUOT
     return error.errno or errno.EIO if isinstance(error, ResourceError) else errno.EIO
 
 

@@ -440,7 +440,8 @@ def _files(directory: Path) -> Iterator[os.DirEntry[str]]:
 
 def _remove_files(directory: Path) -> Iterator[str]:
     for entry in list(_files(directory)):
-        if entry.name != runtime.LOCK_NAME:
+        # The journal goes when what it lists has been given back.
+        if entry.name not in {runtime.LOCK_NAME, runtime.RESERVED_NAME}:
             with contextlib.suppress(FileNotFoundError):
                 Path(entry.path).unlink()
             yield entry.name

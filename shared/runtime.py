@@ -33,6 +33,7 @@ MAX_PREFIX_BYTES: Final = 64  # keeps the abstract names of prefix_lock below 10
 OWN_FOLDER: Final = "dpdkmem"
 DPDK_FOLDER: Final = "dpdk"
 LOCK_NAME: Final = "lock"
+RESERVED_NAME: Final = "reserved.json"
 
 _PRIVATE: Final = 0o700
 _REACHABLE: Final = 0o711  # others may pass through, and see nothing
@@ -71,6 +72,11 @@ class RuntimePaths:
     def lock(self) -> Path:
         """Who owns the prefix."""
         return self.directory / LOCK_NAME
+
+    @property
+    def reserved_journal(self) -> Path:
+        """What `--reserve-hugepages` took from the kernel and has not given back."""
+        return self.directory / RESERVED_NAME
 
     @property
     def dpdk_directory(self) -> Path:

@@ -141,9 +141,43 @@ def test_an_ordinary_user_is_told_what_root_can_run(
         assert (done.returncode, words in done.stderr) == (status, True), done.stderr
 
 
+@pytest.mark.parametrize("again", [(), ("--reserve-hugepages", "32M")], ids=["without", "with_the_option"])
+@pytest.mark.parametrize(
+    "form", [form for form in FORMS.values() if form.supply == "hugetlbfs"], ids=["per_segment", "one_file"]
+)
+def test_after_kill_9_the_next_primary_gives_it_back(
+    form_args: tuple[str, ...], runtime_dir: Path, again: tuple[str, ...]
+) -> None:
+    before = Pool.read()
+    with start_primary(*form_args, "--reserve-hugepages", "32M", "-m", "8") as primary:
+        assert primary.end(signal.SIGKILL) == -signal.SIGKILL
+    assert Pool.read().total == before.total + 4
+    with start_primary(*form_args, *again):
+        assert Pool.read() == before
+    assert list((runtime_dir / "dpdkmem/t").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("form", [FORMS["hugetlbfs-per_segment"]], ids=["hugetlbfs-per_segment"])
+def test_pages_that_secondaries_keep_are_given_back_after_them(
+    form_args: tuple[str, ...], number: int
+) -> None:
+    before = Pool.read()
+    with Crew() as crew:
+        with start_primary(*form_args, "--reserve-hugepages", "32M") as primary:
+            (one,) = crew.attach()
+            vaddr = one.malloc(4 * PAGE)
+            primary.end(number)
+        with start_primary(*form_args):
+            assert Pool.read().total > before.total
+            one.fill(vaddr, 4 * PAGE, 1)
+    with start_primary(*form_args):
+        assert Pool.read() == before
+
+
 @pytest.mark.parametrize("form", [FORMS["hugetlb_memfd-per_segment"]], ids=["hugetlb_memfd-per_segment"])
-def test_after_kill_9_what_was_taken_stays_free_in_the_pool(form_args: tuple[str, ...]) -> None:
-    """Nobody is left to give it back: an operator does, by the number that stood in nr_hugepages."""
+def test_in_memory_keeps_no_journal_and_leaves_free_pages_after_kill_9(form_args: tuple[str, ...]) -> None:
+    """Nobody is left to give them back: an operator does."""
     before = Pool.read()
     with start_primary(*form_args, "--reserve-hugepages", "32M", "-m", "8") as primary:
         assert primary.end(signal.SIGKILL) == -signal.SIGKILL

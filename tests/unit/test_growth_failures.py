@@ -15,6 +15,7 @@ from dpdkmem.primary.limits import LimitGuard, count_descriptors
 from dpdkmem.primary.loop import Loop
 from dpdkmem.primary.pagefinder import PageFinder
 from dpdkmem.primary.publication import Publisher
+from dpdkmem.primary.reserver import HugepageReserver
 from dpdkmem.primary.supplies import FilePlace, PerSegmentFiles
 from dpdkmem.shared.config import MemoryConfig
 from dpdkmem.shared.errors import DpdkmemError, HugepagesExhausted, InternalError, LimitExceeded
@@ -91,7 +92,14 @@ def _world(config: MemoryConfig) -> Iterator[World]:
         one.failures = {}
     both = [MemsegList(info, one) for info, one in zip(memory.lists(), files, strict=True)]
     growth = Growth(
-        memory, loop, publisher, lambda _list, _op: [], both, config, LimitGuard(), PageFinder(None, {})
+        memory,
+        loop,
+        publisher,
+        lambda _list, _op: [],
+        both,
+        config,
+        LimitGuard(),
+        PageFinder(HugepageReserver(0), {}, may_add=False),
     )
     try:
         yield World(memory, loop, files, growth, errors)
