@@ -25,6 +25,7 @@ from harness import (
     Pool,
     RemoteFailure,
     descriptors,
+    mappings,
     run_primary,
     start_primary,
     wait_equal,
@@ -341,6 +342,31 @@ def test_no_mappings_left_in_a_secondary(form: Form, form_args: tuple[str, ...])
         vaddr = asker.malloc(12 * PAGE)
         asker.fill(vaddr, 12 * PAGE, 6)
         assert poor.holds(vaddr, 12 * PAGE, 6)
+
+
+def test_no_mappings_left_in_a_primary() -> None:
+    """A primary by dpdkmem.init(), since a test can use up its mappings: vm.max_map_count is the whole machine's."""
+    with Crew() as crew:
+        (primary,) = crew.start()
+        primary.run(USE_UP_MAPPINGS)
+        primary.run(
+            "worker.m = dpdkmem.init(['--file-prefix', 't', '--no-huge', '--segment-fds', 'per-segment'])\n"
+            "area = use_up_mappings(leave=4)"
+        )
+        (one,) = crew.attach()
+        windows = [line for pid in (primary.pid, one.pid) for line in mappings(pid, of="tmap_")]
+        for asker in (one, primary):
+            with pytest.raises(RemoteFailure) as failure:
+                asker.malloc(12 * PAGE)
+            assert failure.value.kind == "LimitExceeded"
+            assert "max_map_count" in failure.value.text
+        assert [line for pid in (primary.pid, one.pid) for line in mappings(pid, of="tmap_")] == windows == []
+        primary.run("ctypes.CDLL(None).munmap(ctypes.c_void_p(area[0]), ctypes.c_size_t(area[1]))")
+        vaddr = one.malloc(12 * PAGE)
+        one.fill(vaddr, 12 * PAGE, 6)
+        assert primary.holds(vaddr, 12 * PAGE, 6)
+        one.detach()
+        primary.run("m.close()")
 
 
 # ---- address space and file size -------------------------------------------------------------------------------
