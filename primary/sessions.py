@@ -574,10 +574,12 @@ class SessionTable:
         self._memory.owner_set_state(session.owner_id, OwnerState.ORPHAN if is_orphan else OwnerState.FREE)
         if is_orphan:
             self._orphans.append(session.owner_id)
-        session.owner_id = 0
         if not session.pidfd.is_closed:
             self._forget_pidfd(session)
-        self._hooks.reaped(session, report)
+        try:
+            self._hooks.reaped(session, report)  # names it by its owner id
+        finally:
+            session.owner_id = 0
 
 
 def _end_code(error: DpdkmemError) -> EndCode:

@@ -91,8 +91,9 @@ class OfflineControl:
         found = sorted(_opened(holders), key=_preference)
         if not found:
             raise _nobody(paths, owner)
-        for _, unused, _ in found[1:]:
-            unused.close()
+        for _, unused_fd, unused_memory in found[1:]:
+            unused_memory.close()
+            unused_fd.close()
         holder, control_fd, memory = found[0]
         return cls(memory, control_fd, _source(memory, holder, owner, len(found) - 1))
 
