@@ -440,8 +440,9 @@ int dm_mem_event_callback_unregister(struct dm_memory *m, const char *name, void
 	cb = find_callback(all, name, arg);
 	if (cb) {
 		cb->removed = true;
-		/* From another thread: it has returned when we have. From inside itself: there is nothing to wait for. */
-		while (all->running == cb && !pthread_equal(pthread_self(), all->thread))
+		/* From another thread: it has returned when we have. From inside itself, or in a forked child, whose copy of
+		 * `running` nobody will change: there is nothing to wait for. */
+		while (all->running == cb && atomic_load(&m->state) != -ECHILD && !pthread_equal(pthread_self(), all->thread))
 			pthread_cond_wait(&all->returned, &all->mutex);
 	}
 	pthread_mutex_unlock(&all->mutex);
