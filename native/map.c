@@ -10,7 +10,9 @@
 
 #include "memory.h"
 
-enum { SEQLOCK_TRIES = 100000 }; /* a change takes microseconds; a primary that died inside one never ends it */
+/* A change takes microseconds, but the primary can lose its CPU inside one: after SEQLOCK_SPINS tries readers sleep between
+ * them, about a second in all. A primary that died inside one never ends it. */
+enum { SEQLOCK_SPINS = 1000, SEQLOCK_TRIES = SEQLOCK_SPINS + 10000, SEQLOCK_SLEEP_NS = 100000 };
 
 int dm_find_list(const struct dm_control *c, uint64_t vaddr)
 {
@@ -150,6 +152,8 @@ int64_t dm_map_runs(const struct dm_memory *m, struct dm_run *runs, uint64_t n_m
 		uint64_t before = atomic_load_explicit(&c->map_seq, memory_order_acquire); /* pairs with change_end */
 		uint64_t n;
 
+		if (i >= SEQLOCK_SPINS)
+			nanosleep(&(struct timespec){.tv_nsec = SEQLOCK_SLEEP_NS}, NULL);
 		if (before & 1)
 			continue;
 		n = collect_runs(c, runs, n_max);
