@@ -262,7 +262,8 @@ def test_a_member_without_descriptors_makes_growth_fail_cleanly_everywhere() -> 
         poor.run("resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))")
         for who in (one, other, poor):
             error = malloc_error(who, MIB)
-            assert error.errno == errno.EMFILE
+            assert error.kind == "LimitExceeded"
+            assert "Too many open files" in error.text
             assert "s2" in error.text
             assert "ulimit -n" in error.text
         assert present(primary) == 0
@@ -296,7 +297,7 @@ while (one := libc.mmap(None, 4096, len(extra) % 2 * 2 + 1, 0x22, -1, 0)) not in
 """)
         for who in (one, other):
             error = malloc_error(who, MIB)
-            assert error.errno == errno.ENOMEM
+            assert error.kind == "LimitExceeded"
             assert "s2" in error.text
             assert "vm.max_map_count" in error.text
         assert present(primary) == 0
@@ -375,7 +376,7 @@ def test_growth_and_shrink_go_on_while_others_come_and_go(form: Sequence[str]) -
                 )
             for vaddr in vaddrs:
                 one.free(vaddr)
-        assert i > 10
+        assert i > 2
         if i % 2:
             all_of(comers, "detach")
         wait_until(lambda: present(primary) == 0, "all memory goes")
