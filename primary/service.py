@@ -475,6 +475,7 @@ class Primary:
     def _housekeep(self) -> None:
         self.loop.call_later(_HOUSEKEEPING_S, self._housekeep)  # first: whatever fails here, it goes on
         self.lock.answer_looks()
+        self.sessions.look_at_lingering()
         self.native.take_shrink_wanted()
         self._shrink()
 
