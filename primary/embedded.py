@@ -3,6 +3,8 @@
 Owns the thread that runs the loop. The program allocates through the same interface as a secondary does; growth is made by
 the loop's thread while the program's waits.
 
+It raises RLIMIT_NOFILE of the program to its hard limit and makes the descriptor table that big: per-segment lists need it.
+
 Threads: `EmbeddedPrimary` from any; never from a callback that runs on the loop's thread (there are none of the program's).
 """
 

@@ -362,9 +362,15 @@ def mappings(pid: int | str = "self") -> list[str]:
 
 @pytest.fixture
 def same_descriptors() -> Iterator[None]:
-    """Fails the test if this process has other descriptors or mappings of shared memory after it than before."""
+    """Fails the test if this process has other descriptors or mappings of shared memory after it than before.
+
+    A thread gives its part of the memory back in a destructor, which may run just after Thread.join() has returned.
+    """
     before = descriptors(), mappings()
     yield
+    deadline = time.monotonic() + 5
+    while (descriptors(), mappings()) != before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert (descriptors(), mappings()) == before
 
 
