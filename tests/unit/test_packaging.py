@@ -58,7 +58,10 @@ def test_every_c_source_is_listed_in_native_meson_build() -> None:
 
 def test_every_c_test_is_listed_in_its_meson_build() -> None:
     text = (ROOT / "tests/c/meson.build").read_text()
-    assert _listed(text, "programs") == {path.name for path in (ROOT / "tests/c").glob("test_*.c")}
+    built_apart = {"test_crash.c"}  # with sources of the library that have crash points
+    assert all(f"'{name}'" in text for name in built_apart)
+    listed = _listed(text, "programs") | built_apart
+    assert listed == {path.name for path in (ROOT / "tests/c").glob("test_*.c")}
 
 
 def test_the_version_is_the_same_everywhere() -> None:
