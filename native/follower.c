@@ -269,7 +269,9 @@ int dm_follower_start(struct dm_follower *f)
 
 static struct dm_request *take_request(struct dm_follower *f, uint32_t *id)
 {
-	*id = (atomic_fetch_add(&f->next_request_id, 1) + 1) & UINT32_MAX >> REQUEST_ID_SHIFT;
+	do {
+		*id = (atomic_fetch_add(&f->next_request_id, 1) + 1) & UINT32_MAX >> REQUEST_ID_SHIFT;
+	} while (*id == 0); /* means none on the wire */
 	for (int i = 0; i < DM_MAX_REQUESTS; i++) {
 		uint32_t word = atomic_load_explicit(&f->requests[i].word, memory_order_relaxed);
 

@@ -16,7 +16,7 @@ Who cleans up after a kill -9 of a secondary: its pidfd ends its session, and `f
 from __future__ import annotations
 
 import enum
-import errno
+import logging
 import os
 import time
 from collections import deque
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dpdkmem.primary.loop import Loop, Timer
     from dpdkmem.shared.messages import Run
 
+_LOG = logging.getLogger(__name__)
 _FIRST_UNMAP_SLOT: Final = (
     MAX_ROUNDS // 2
 )  # the lower half is for growth, so that a shrink that waits never blocks one
@@ -341,16 +342,13 @@ class Publisher:
             self._memory.round_end(job.slot)
             self._slots[job.slot] = None
             self._count(job)
-        failures = (
-            job.failures
-            if job.op is RoundOp.MAP
-            else [f for f in job.failures if f.errno not in {0, errno.EPROTO}]
-        )
+        if job.op is RoundOp.UNMAP and job.failures:
+            # Its page is given away all the same, and goes when that process ends: nobody else can reach it.
+            _LOG.warning("not everybody could unmap: %s", "; ".join(map(str, job.failures)))
         try:
-            job.done(failures)
-        except (
-            BaseException
-        ):  # the starter's fault: the answers to other rounds, whose bell was read, still count
+            job.done(job.failures)
+        except BaseException:
+            # The starter's fault: the answers to other rounds, whose bell was read, still count.
             self._loop.call_later(0.0, self._look)
             raise
         finally:

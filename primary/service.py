@@ -138,7 +138,6 @@ class Primary:
     def run(self) -> None:
         """Serve until `stop()`. Blocks."""
         self._loop_thread = threading.get_ident()
-        self.native.set_state(PrimaryState.SERVING)
         self.loop.run()
 
     def stop(self) -> None:
@@ -161,6 +160,7 @@ class Primary:
         self._make_memory()
         self._make_parts()
         self._make_minimum()
+        self.native.set_state(PrimaryState.SERVING)  # before anybody can look, or is told READY=1
         if self.config.sessions.accept_secondaries:
             self._open_sockets()
         self.growth.warm_up()
