@@ -1186,9 +1186,7 @@ class PrimaryMemory(Memory):
         lib.dm_round_end(self._alive(), slot)
 
 
-def supply_create(
-    kind: SupplyKind, page_bytes: int, file_bytes: int, name: str, *, unlink_now: bool = False
-) -> int:
+def supply_create(kind: SupplyKind, page_bytes: int, file_bytes: int, name: str) -> int:
     """Make a file for memory, without pages; return its descriptor, which is the caller's.
 
     Args:
@@ -1196,14 +1194,13 @@ def supply_create(
         page_bytes: huge page size; 4096 for plain memfds.
         file_bytes: a multiple of it.
         name: of the memfd, or the path of a hugetlbfs file that must not exist.
-        unlink_now: hugetlbfs: no name stays.
 
     Raises:
         ResourceError: of memfd_create(2), open(2), ftruncate(2); nothing stays behind.
     """
     c_name = ffi.new("char[]", os.fsencode(name))
     spec = ffi.new("struct dm_supply_spec *")
-    spec.kind, spec.unlink_now, spec.page_bytes = _SUPPLIES.index(kind), unlink_now, page_bytes
+    spec.kind, spec.page_bytes = _SUPPLIES.index(kind), page_bytes
     spec.file_bytes, spec.name = file_bytes, c_name
     out = ffi.new("int *")
     check(

@@ -34,7 +34,7 @@ struct dm_control_spec {
 };
 struct dm_supply_spec {
 	uint32_t kind;              /* 0 hugetlbfs, 1 hugetlb memfd, 2 plain memfd */
-	uint32_t unlink_now;        /* hugetlbfs: no name stays (--huge-unlink=always) */
+	uint32_t reserved;
 	uint64_t page_bytes;        /* huge page size; 4096 for plain memfds */
 	uint64_t file_bytes;
 	const char *name;           /* memfd name, or path of a hugetlbfs file, which must not exist */

@@ -49,8 +49,8 @@ static int size_and_seal(const struct dm_supply_spec *spec, int fd)
 {
 	if (fchmod(fd, 0600) || ftruncate(fd, (off_t)spec->file_bytes))
 		return -errno;
-	if (spec->kind == DM_SUPPLY_HUGETLBFS)
-		return spec->unlink_now && unlink(spec->name) ? -errno : 0;
+	if (spec->kind == DM_SUPPLY_HUGETLBFS) /* knows no seals */
+		return 0;
 	return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) ? -errno : 0;
 }
 

@@ -90,7 +90,6 @@ class GrowthStats:
     shrunk_bytes: int = 0
     last_grow_us: float = 0.0
     longest_grow_us: float = 0.0
-    last_failure: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -564,7 +563,6 @@ class Growth:
 
     def _fail(self, done: Callable[[Outcome], None], error: DpdkmemError) -> None:
         self.stats.n_grow_failed += 1
-        self.stats.last_failure = str(error)
         done(error)
         self.on_failure(error)
 

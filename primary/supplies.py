@@ -105,7 +105,7 @@ class SegmentFiles(abc.ABC):
         name = page_file_name(place.prefix, self._info.list_idx, seg_idx, place.generation)
         if place.kind is not SupplyKind.HUGETLBFS:
             return native.supply_create(
-                place.kind, self._kernel_page_bytes(), file_bytes, f"dpdkmem-{name}", unlink_now=False
+                place.kind, self._info.kernel_page_bytes, file_bytes, f"dpdkmem-{name}"
             )
         if place.folder is None:
             raise InternalError(f"list {self._info.list_idx} of hugetlbfs files has no folder")
@@ -121,9 +121,6 @@ class SegmentFiles(abc.ABC):
                 error.errno or errno.EIO, f"cannot make {place.folder / name} of {file_bytes} bytes: {error}"
             ) from error
         return fd
-
-    def _kernel_page_bytes(self) -> int:
-        return self._info.kernel_page_bytes
 
     def _unlink(self, seg_idx: int | None) -> None:
         if self._place.folder is None or self._place.huge_unlink is HugeUnlink.ALWAYS:
