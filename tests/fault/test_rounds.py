@@ -86,6 +86,11 @@ def present(primary: Primary) -> int:
     return primary.present_bytes()
 
 
+def wait_until_nobody_owes(primary: Primary) -> None:
+    """After a SIGCONT: who was stopped still has to run before growth is possible again."""
+    wait_until(lambda: not primary.query("stats")["rounds"], "every round is over")
+
+
 def fds_of(primary: Primary) -> list[str]:
     """Returns the memory descriptors of the primary."""
     return [name for name in primary.descriptors() if "memfd" in name or "huge" in name]
@@ -110,6 +115,7 @@ def test_growth_fails_at_the_deadline_and_names_the_silent_one() -> None:
             assert time.monotonic() - start < 0.2
             assert "s2" in error.text
             assert present(primary) == 0
+        wait_until_nobody_owes(primary)
         vaddr = one.malloc(MIB)
         one.fill(vaddr, MIB, 0x11)
         assert all(peer.holds(vaddr, MIB, 0x11) for peer in (silent, other))
@@ -334,7 +340,7 @@ def test_one_file_growth_does_not_know_of_a_stopped_member() -> None:
 @pytest.mark.parametrize("policy", ["fail", "evict"])
 def test_a_member_that_never_reads_blocks_nobody(policy: str) -> None:
     with party(3, *PER_SEGMENT, "--ack-timeout", "50ms", "--on-lag", policy, "-m", "4") as (
-        _p,
+        primary,
         _crew,
         (one, lazy, other),
     ):
@@ -350,6 +356,7 @@ def test_a_member_that_never_reads_blocks_nobody(policy: str) -> None:
                     one.free(vaddr)
             assert time.monotonic() - start < 8
         if policy == "fail":
+            wait_until_nobody_owes(primary)
             vaddr = lazy.malloc(3 * MIB)
             lazy.fill(vaddr, 4096, 0x16)
             assert one.holds(vaddr, 4096, 0x16)
