@@ -65,7 +65,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    comparison.add_options(parser)
+    comparison.add_options(parser, ("dpdk", "dpdkmem"))
     parser.add_argument("--held-mb", type=comparison.numbers, default=[0, 2048], help="default: 0,2048")
     parser.add_argument("--rounds", type=int, default=5, help="starts of a primary (default: 5)")
     parser.add_argument("--attaches", type=int, default=4, help="attaches in each round (default: 4)")

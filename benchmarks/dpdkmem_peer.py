@@ -27,7 +27,8 @@ def _answer(**values: int | str) -> None:
 
 
 def _n_pages(attachment: dpdkmem.Attachment) -> int:
-    return sum(memseg_list.n_present for memseg_list in attachment.memseg_lists())
+    """Return the pages that heaps have: those of a warm reserve come when they are claimed."""
+    return sum(one.n_present - one.n_warm for one in attachment.memseg_lists())
 
 
 def _wait_shrunk(attachment: dpdkmem.Attachment, pages: int) -> None:

@@ -67,6 +67,7 @@ class DpdkmemSide(Side):
     """dpdkmem, as its installed commands and package do it.
 
     Args:
+        name: How tables and JSON call it.
         place: Where to run.
         options: For every primary, besides those that the run needs.
 
@@ -74,9 +75,8 @@ class DpdkmemSide(Side):
         UnavailableError: dpdkmem is not installed beside this Python.
     """
 
-    name = "dpdkmem"
-
-    def __init__(self, place: Place, options: Sequence[str] = ()) -> None:
+    def __init__(self, name: str, place: Place, options: Sequence[str] = ()) -> None:
+        self.name = name
         found = shutil.which(
             "dpdkmem-primary", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
         )
@@ -85,12 +85,12 @@ class DpdkmemSide(Side):
         self._primary_command = found
         self._options = list(options)
         self._place = place
-        run_directory = place.workspace.subdirectory("dpdkmem-run")
-        notify_path = place.workspace.directory / "ready"
+        run_directory = place.workspace.subdirectory(f"{name}-run")
+        notify_path = place.workspace.directory / f"{name}-ready"
         self._ready_socket = ReadySocket(notify_path)
         self._env = {**os.environ, "RUNTIME_DIRECTORY": str(run_directory)}
         self._primary_env = {**self._env, "NOTIFY_SOCKET": str(notify_path)}
-        self._log_path = place.workspace.directory / "dpdkmem.log"
+        self._log_path = place.workspace.directory / f"{name}.log"
         self._primary: subprocess.Popen[bytes] | None = None
         self._grower: Peer | None = None
         self._secondaries: list[Peer] = []

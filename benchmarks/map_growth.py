@@ -4,7 +4,8 @@ For each form and number of secondaries both sides run at once, idle but for the
 one shrink each, A B A B. The first growth of each size is listed by itself (`first`): it pays for page tables and
 descriptor tables that later ones find ready. `kept` is how many pages a side still holds, beyond what it held before,
 when everything has been given back; DPDK with one file keeps what it grew while secondaries are attached, so that its
-later growths there do not make pages at all.
+later growths there do not make pages at all. The side `warm` is dpdkmem with a warm reserve of the largest growth: its pages are made
+before they are asked for, which the others' are not.
 
     python benchmarks/map_growth.py --attached 0,8 --samples 30 --json growth.json
 """
@@ -101,9 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     n_pages = max(options.pages) + SPARE_PAGES
     rows: list[Row] = []
-    with reserved(n_pages * len(options.sides)), Workspace() as workspace:
+    warm_pages = max(options.pages)
+    with reserved(n_pages * len(options.sides) + warm_pages), Workspace() as workspace:
         core_latency = workspace.core_latency()
-        sides = comparison.set_up(workspace, options, n_pages)
+        sides = comparison.set_up(workspace, options, n_pages, warm_pages)
         for form in options.forms:
             for n_attached in options.attached:
                 progress(f"{form.value}, {n_attached} attached")

@@ -62,6 +62,7 @@ from dpdkmem.shared.model import (
     PinKind,
     PrimaryState,
     ReapReport,
+    SegFlag,
     SegRun,
     SegState,
     Usage,
@@ -578,6 +579,7 @@ class Memory:
             out.limit_segments,
             out.version,
             out.n_free_pages,
+            out.n_warm,
             out.numa_node,
             _SUPPLIES[out.supply],
             _FORMS[out.form],
@@ -898,11 +900,10 @@ class OfflineMemory(Memory):
 class _Callbacks:
     """What C calls back through the handle: refers to no memory, so that there is no cycle through C."""
 
-    __slots__ = ("grow", "ring")
+    __slots__ = ("grow",)
 
-    def __init__(self, grow: Callable[[GrowRequest], tuple[int, str]], ring: Callable[[], None]) -> None:
+    def __init__(self, grow: Callable[[GrowRequest], tuple[int, str]]) -> None:
         self.grow = grow
-        self.ring = ring
 
 
 def _callback_failed(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
@@ -931,13 +932,6 @@ def dmpy_mem_event(event: Any, arg: Any) -> None:
     function(_event(event))
 
 
-@ffi.def_extern(onerror=_callback_failed)  # type: ignore[untyped-decorator]
-def dmpy_ring(ctx: Any) -> None:
-    """Tell the primary that memsegs fell free, on the thread that freed."""
-    callbacks: _Callbacks = ffi.from_handle(ctx)
-    callbacks.ring()
-
-
 class PrimaryMemory(Memory):
     """The primary's own memory, and what only the primary may do to it.
 
@@ -951,19 +945,13 @@ class PrimaryMemory(Memory):
         self._callbacks = callbacks  # keeps the handle alive that C holds as ctx
 
     @classmethod
-    def create(
-        cls,
-        spec: ControlSpec,
-        grow: Callable[[GrowRequest], tuple[int, str]],
-        ring: Callable[[], None],
-    ) -> Self:
+    def create(cls, spec: ControlSpec, grow: Callable[[GrowRequest], tuple[int, str]]) -> Self:
         """Make the control segment, reserve the window, open the guard.
 
         Args:
             spec: of the control segment; the windows of its lists follow one another from base_vaddr.
             grow: asked, on an allocating thread of this process, for more memory. Returns (0, "") when it has grown, else an errno
                 (of either sign) and its reason.
-            ring: called, on a thread of this process that freed, when memsegs fell free.
 
         Raises:
             AddressConflict: something lies in the window; the text names it.
@@ -987,11 +975,9 @@ class PrimaryMemory(Memory):
         c_spec.n_lists, c_spec.lists = len(spec.lists), lists
         c_spec.n_heaps, c_spec.heap_nodes = len(spec.heap_nodes), nodes
         c_spec.iova_mode, c_spec.flags, c_spec.primary_pid = int(spec.iova_va), spec.flags, os.getpid()
-        callbacks = ffi.new_handle(_Callbacks(grow, ring))
+        callbacks = ffi.new_handle(_Callbacks(grow))
         out, error = ffi.new("struct dm_memory **"), ffi.new("char[]", _TEXT_BYTES)
-        rc: int = lib.dm_primary_create(
-            c_spec, lib.dmpy_grow, lib.dmpy_ring, callbacks, out, error, _TEXT_BYTES
-        )
+        rc: int = lib.dm_primary_create(c_spec, lib.dmpy_grow, callbacks, out, error, _TEXT_BYTES)
         check(rc, f"start the memory of prefix {spec.prefix!r}", Attempt.ADDRESS, text=_string(error))
         return cls(out[0], callbacks)
 
@@ -1023,9 +1009,10 @@ class PrimaryMemory(Memory):
         """Set how many free memsegs each list keeps."""
         lib.dm_primary_set_hysteresis(self._alive(), n_segs)
 
-    def take_shrink_wanted(self) -> bool:
-        """Tell whether memsegs fell free since the last call."""
-        return bool(lib.dm_primary_take_shrink_wanted(self._alive()))
+    @property
+    def bell_fd(self) -> int:
+        """An eventfd that is readable after memsegs fell free, or warm ones were claimed; stays the memory's."""
+        return int(lib.dm_primary_bell_fd(self._alive()))
 
     # ---- the memseg table, the window, the heap's share
 
@@ -1036,16 +1023,11 @@ class PrimaryMemory(Memory):
         n: int,
         state: SegState,
         *,
-        minimum: bool = False,
         event: EventType | None = None,
     ) -> int:
         """Change memsegs [first, first + n) in one consistent step, with an event; return the last event's number."""
-        word = int(state) | (lib.DM_API_SEG_MINIMUM if minimum else 0)
-        return int(
-            lib.dm_primary_change(
-                self._alive(), list_idx, first, n, word, -1 if event is None else int(event)
-            )
-        )
+        event_type = -1 if event is None else int(event)
+        return int(lib.dm_primary_change(self._alive(), list_idx, first, n, int(state), event_type))
 
     def find_absent(self, list_idx: int, n: int, align: int = 1) -> int | None:
         """Return the first of the lowest n ABSENT slots in a row that begin at a multiple of align."""
@@ -1092,9 +1074,13 @@ class PrimaryMemory(Memory):
         c_iovas = ffi.new("uint64_t[]", [IOVA_BAD if iova is None else iova for iova in iovas])
         lib.dm_primary_set_iova(self._alive(), list_idx, first, len(iovas), c_iovas)
 
-    def commit(self, list_idx: int, first: int, n: int, *, minimum: bool = False) -> int:
-        """Make GROWING memsegs PRESENT and free memory of their heap, in one step; return the number of the ALLOC event."""
-        word = int(SegState.PRESENT) | (lib.DM_API_SEG_MINIMUM if minimum else 0)
+    def commit(self, list_idx: int, first: int, n: int, flags: SegFlag = SegFlag.NONE) -> int:
+        """Make GROWING memsegs PRESENT, in one step, and with WARM part of the reserve, else free memory of their heap.
+
+        Returns:
+            The number of the ALLOC event.
+        """
+        word = int(SegState.PRESENT) | int(flags)
         m = self._alive()
         return int(lib.dm_heap_commit_segments(m, list_idx, first, n, word, int(EventType.ALLOC)))
 
@@ -1112,6 +1098,24 @@ class PrimaryMemory(Memory):
         text = ffi.new("char[]", _TEXT_BYTES)
         rc: int = lib.dm_heap_take_segments(self._alive(), list_idx, first, n, text)
         check(rc, f"take {n} memsegs of list {list_idx} from {first} on", text=_string(text))
+
+    def heap_warm(self, list_idx: int, first: int, n: int) -> None:
+        """Move wholly free memsegs from their heap to the warm reserve, all or none.
+
+        Raises:
+            DeviceBusy: EBUSY, a block lies in them; the text names it.
+            ResourceError: ETIMEDOUT, the heap stayed locked.
+        """
+        text = ffi.new("char[]", _TEXT_BYTES)
+        rc: int = lib.dm_heap_warm_segments(self._alive(), list_idx, first, n, text)
+        check(rc, f"keep {n} memsegs of list {list_idx} from {first} on warm", text=_string(text))
+
+    def warm_runs(self, list_idx: int) -> list[Run]:
+        """Return the runs of the warm reserve of a list, the lowest first; others may claim them at any moment."""
+        n_max = 1024
+        runs = ffi.new("struct dm_run[]", n_max)
+        n: int = lib.dm_warm_runs(self._alive(), list_idx, runs, n_max)
+        return [_run(runs[i]) for i in range(n)]
 
     def heap_free_runs(self, list_idx: int, keep: int) -> list[Run]:
         """Return runs of wholly free memsegs that can be given back when `keep` of them stay; at most 256 at once."""
@@ -1311,6 +1315,7 @@ def _seg_run(row: Any) -> SegRun:
         iova=_iova(row.iova),
         n_pins=row.n_pins,
         is_minimum=bool(row.is_minimum),
+        is_warm=bool(row.is_warm),
     )
 
 
@@ -1341,6 +1346,7 @@ def _memseg(out: Any) -> MemsegInfo:
         SegState(out.state),
         out.n_pins,
         bool(out.is_minimum),
+        bool(out.is_warm),
         out.numa_node,
     )
 

@@ -396,7 +396,7 @@ static void add_list(const struct dm_control *c, const struct dm_list *l, struct
 {
 	uint64_t greatest = dm_pages_greatest_free(c, l) << DM_HEAP_PAGE_SHIFT;
 
-	out->total_bytes += dm_counted(&l->n_present) * l->page_bytes;
+	out->total_bytes += (dm_counted(&l->n_present) - dm_counted(&l->n_warm)) * l->page_bytes;
 	if (greatest > out->greatest_free_bytes)
 		out->greatest_free_bytes = greatest;
 }

@@ -186,7 +186,6 @@ static struct dm_memory *memory_new(const struct dm_attach_options *options)
 		goto delete_key;
 	m->follower = f;
 	m->grow = dm_follower_grow;
-	m->ring = dm_follower_ring;
 	m->ctx = f;
 	m->release = release;
 	atomic_store(&m->n_references, 1);

@@ -128,7 +128,7 @@ static uint64_t skip_empty(const struct dm_control *c, const struct dm_list *l, 
 	while (page < end) {
 		uint64_t used;
 
-		if (!dm_seg_is_present(c, l, dm_page_seg(l, page))) {
+		if (!dm_seg_is_in_heap(c, l, dm_page_seg(l, page))) {
 			page = (dm_page_seg(l, page) + 1) * dm_seg_pages(l);
 			continue;
 		}

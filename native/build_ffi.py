@@ -23,7 +23,6 @@ MODULE = "dpdkmem.native._dpdkmem"
 CALLBACKS = """
 extern "Python" {
     int dmpy_grow(void *ctx, const struct dm_grow_request *request, char *text);
-    void dmpy_ring(void *ctx);
     void dmpy_mem_event(const struct dm_mem_event *event, void *arg);
 }
 """

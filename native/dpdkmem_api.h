@@ -129,6 +129,7 @@ int dm_memzone_next(struct dm_memory *m, uint32_t *zone_idx, struct dm_memzone *
 /* ---- the map ---- */
 struct dm_list_info {
 	uint64_t base_vaddr, window_bytes, page_bytes, n_segments, n_present, limit_segments, version, n_free_pages;
+	uint64_t n_warm;            /* of n_present: ready, and in no heap yet (--warm-reserve) */
 	int32_t numa_node;
 	uint32_t supply, form, heap_idx, kernel_page_bytes;
 };
@@ -137,6 +138,7 @@ struct dm_memseg_info {
 	uint32_t state, n_pins, is_minimum, list_idx;
 	uint64_t seg_idx;
 	int32_t numa_node;
+	uint32_t is_warm;           /* of the warm reserve: in no heap yet */
 };
 struct dm_run {
 	uint64_t first_seg, n_segs;

@@ -399,13 +399,3 @@ int dm_follower_grow(void *ctx, const struct dm_grow_request *request, char *tex
 	give_request(r, id);
 	return err;
 }
-
-/* Best effort: the primary looks by itself once a second too. */
-void dm_follower_ring(void *ctx)
-{
-	struct dm_follower *f = ctx;
-	struct dm_wire_header trim = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_TRIM, .bytes = sizeof(trim)};
-
-	if (!atomic_load(&f->m->state) && dm_app_fd_is_ours(f))
-		dm_packet_send(f->app_fd, &trim, sizeof(trim));
-}

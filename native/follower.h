@@ -98,7 +98,6 @@ void dm_drop_waiting(struct dm_follower *f);    /* at the end: unmaps nothing, f
 int dm_follower_start(struct dm_follower *f);
 void dm_follower_dismantle(struct dm_follower *f);
 int dm_follower_grow(void *ctx, const struct dm_grow_request *request, char *text);
-void dm_follower_ring(void *ctx);
 int dm_say_goodbye(int sock);
 /* Whether app_fd still is the session: the program may have closed it and opened something else under its number. */
 bool dm_app_fd_is_ours(const struct dm_follower *f);

@@ -37,14 +37,11 @@ void dm_heap_ring_if_spare(struct dm_memory *m, const struct dm_list *l, uint64_
 {
 	struct dm_control *c = m->ctl;
 	uint64_t n = dm_counted(&l->n_spare);
-	uint32_t quiet = 0;
 
 	if (n <= n_spare_before || n <= atomic_load_explicit(&c->shrink_hysteresis, memory_order_relaxed) ||
 	    (c->flags & DM_CTL_NO_SHRINK) != 0)
 		return;
-	if (atomic_load_explicit(&c->shrink_wanted, memory_order_relaxed) == 0 &&
-	    atomic_compare_exchange_strong(&c->shrink_wanted, &quiet, 1) && m->ring != NULL)
-		m->ring(m->ctx);
+	dm_bell_ring(c);
 }
 
 /* The first class that holds bytes and whose blocks are all aligned. */
@@ -100,16 +97,28 @@ uint64_t dm_heap_bytes_to_grow(const struct dm_control *c, const struct dm_heap 
 	return is_small(c, h, want) ? DM_SLAB_BYTES : want->bytes;
 }
 
+static int take(struct dm_control *c, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
+{
+	return is_small(c, h, want) ? take_small(c, h, want, out) : take_run(c, h, want, out);
+}
+
 int dm_heap_take(struct dm_memory *m, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
 {
 	int err = dm_heap_lock(m, h, -1);
+	bool claimed = false;
 
 	if (err != 0)
 		return err;
-	err = is_small(m->ctl, h, want) ? take_small(m->ctl, h, want, out) : take_run(m->ctl, h, want, out);
+	err = take(m->ctl, h, want, out);
+	while (err == -ENOMEM && dm_warm_claim(m->ctl, h, want)) {
+		claimed = true;
+		err = take(m->ctl, h, want, out);
+	}
 	if (err == 0)
 		dm_count(&h->n_mallocs, 1);
 	dm_heap_unlock(m, h);
+	if (claimed) /* the primary makes others ready */
+		dm_bell_ring(m->ctl);
 	return err;
 }
 

@@ -141,6 +141,12 @@ static inline uint64_t dm_counted(const _Atomic uint64_t *counter)
 	return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
+/* The heap's view: PRESENT, and no more of the warm reserve. */
+static inline bool dm_seg_is_in_heap(const struct dm_control *c, const struct dm_list *l, uint64_t seg)
+{
+	return (dm_seg_flags(c, l, seg) & (0xff | DM_SEG_WARM)) == DM_SEG_PRESENT;
+}
+
 /* pages.c: which pages are free. */
 bool dm_page_is_free(const struct dm_control *c, const struct dm_list *l, uint64_t page);
 uint64_t dm_pages_next_free(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t end); /* end: none */
@@ -235,8 +241,15 @@ void dm_heap_give(struct dm_control *c, struct dm_heap *h, const struct dm_block
 uint64_t dm_heap_bytes_to_grow(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want);
 /* Frees the block if it still stands there with that mark. 1: freed; 0: somebody else has freed it meanwhile; -errno. */
 int dm_heap_free_block(struct dm_memory *m, const struct dm_block_place *b, int64_t timeout_ns);
-/* Under no lock, after a free: rings the primary if memsegs fell free by it, more than the hysteresis keeps. */
+/* Under no lock, after a free: rings the bell if memsegs fell free by it, more than the hysteresis keeps. */
 void dm_heap_ring_if_spare(struct dm_memory *m, const struct dm_list *l, uint64_t n_spare_before);
+
+/* warm.c: under the heap lock. Claims warm memsegs in a row for the want: they are free memory of the heap then. False: none
+ * serve. */
+bool dm_warm_claim(struct dm_control *c, const struct dm_heap *h, const struct dm_want *want);
+void dm_warm_count(struct dm_list *l, uint64_t first, uint64_t n); /* these have become WARM */
+/* Rebuild: counts the warm memsegs of the list again. */
+void dm_warm_recount(struct dm_control *c, struct dm_list *l);
 
 /* alloc.c: chooses the heap by node, grows it if need be; sets the error text. */
 int dm_alloc_taken(struct dm_memory *m, int32_t numa_node, const struct dm_want *want, struct dm_taken *out);

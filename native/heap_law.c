@@ -20,7 +20,7 @@ struct tally {
 	const struct dm_list *l;
 	uint64_t n_blocks, block_bytes, n_small, n_slabs; /* of the heap */
 	uint64_t n_partial[DM_N_CLASSES];
-	uint64_t n_free, n_spare, n_present, first_free, end_free; /* of the list */
+	uint64_t n_free, n_spare, n_present, n_warm, first_warm, first_free, end_free; /* of the list */
 	bool map_is_moving;         /* the primary may be between a memseg's PRESENT and its pages' becoming free */
 	char *text;
 	size_t text_bytes;
@@ -49,8 +49,8 @@ static int check_covered(struct tally *t, uint64_t page, uint64_t n)
 	for (uint64_t i = 0; i < n; i++) {
 		enum dm_head_kind kind = dm_head_kind_of(dm_head_load(t->c, t->l, page + i));
 
-		if (!dm_seg_is_present(t->c, t->l, dm_page_seg(t->l, page + i)))
-			return broken(t, "a block lies under PRESENT memsegs: pages covered", page, n, i);
+		if (!dm_seg_is_in_heap(t->c, t->l, dm_page_seg(t->l, page + i)))
+			return broken(t, "a block lies under memsegs of the heap: pages covered", page, n, i);
 		if (dm_page_is_free(t->c, t->l, page + i))
 			return broken(t, "a covered page is not marked free", page + i, 1, 0);
 		if (i > 0 && (kind == DM_HEAD_RUN || kind == DM_HEAD_SLAB))
@@ -149,7 +149,7 @@ static int check_page(struct tally *t, uint64_t page, uint64_t *step)
 	}
 }
 
-/* Under a memseg that is not PRESENT nothing is free. Its groups tell, where it has groups of its own. */
+/* Under a memseg that is not the heap's nothing is free. Its groups tell, where it has groups of its own. */
 static int check_absent(struct tally *t, uint64_t seg)
 {
 	uint64_t first = seg * dm_seg_pages(t->l), end = first + dm_seg_pages(t->l);
@@ -165,7 +165,7 @@ static int check_groups(struct tally *t)
 		uint64_t is = atomic_load_explicit(dm_group_at(t->c, t->l->first_group + first / DM_GROUP_PAGES),
 						   memory_order_relaxed);
 
-		if (is == 0 && !dm_seg_is_present(t->c, t->l, dm_page_seg(t->l, first)) &&
+		if (is == 0 && !dm_seg_is_in_heap(t->c, t->l, dm_page_seg(t->l, first)) &&
 		    t->l->page_bytes >= (uint64_t)DM_GROUP_PAGES << DM_HEAP_PAGE_SHIFT)
 			continue; /* leave a sparse page of bits untouched */
 		for (uint64_t i = 0; i < DM_GROUP_PAGES / 64; i++)
@@ -187,6 +187,10 @@ static int check_list_figures(struct tally *t)
 		return broken(t, "list.n_spare", 0, dm_counted(&l->n_spare), t->n_spare);
 	if (!t->map_is_moving && dm_counted(&l->n_present) != t->n_present)
 		return broken(t, "list.n_present", 0, dm_counted(&l->n_present), t->n_present);
+	if (!t->map_is_moving && dm_counted(&l->n_warm) != t->n_warm)
+		return broken(t, "list.n_warm", 0, dm_counted(&l->n_warm), t->n_warm);
+	if (!t->map_is_moving && t->n_warm != 0 && dm_counted(&l->low_warm) > t->first_warm)
+		return broken(t, "no warm memseg below list.low_warm", 0, dm_counted(&l->low_warm), t->first_warm);
 	if (t->n_free != 0 && dm_counted(&l->low_free) > t->first_free)
 		return broken(t, "no free page below list.low_free", t->first_free, dm_counted(&l->low_free), t->first_free);
 	if (t->n_free != 0 && dm_counted(&l->end_free) < t->end_free)
@@ -200,8 +204,12 @@ static int check_segments(struct tally *t)
 		uint32_t state = dm_seg_flags(t->c, t->l, seg);
 		int err = 0;
 
-		if ((state & 0xff) == DM_SEG_PRESENT) {
-			t->n_present++;
+		t->n_present += (state & 0xff) == DM_SEG_PRESENT;
+		if (state & DM_SEG_WARM) {
+			t->first_warm = t->n_warm++ == 0 ? seg : t->first_warm;
+			err = (state & 0xff) == DM_SEG_PRESENT ? check_absent(t, seg) :
+				broken(t, "a warm memseg is PRESENT", seg * dm_seg_pages(t->l), state & 0xff, DM_SEG_PRESENT);
+		} else if ((state & 0xff) == DM_SEG_PRESENT) {
 			t->n_spare += (state & DM_SEG_MINIMUM) == 0 && dm_seg_is_free(t->c, t->l, seg);
 		} else {
 			err = check_absent(t, seg);
@@ -227,9 +235,9 @@ static int check_list(struct tally *t, const struct dm_list *l)
 	int err = 0;
 
 	t->l = l;
-	t->n_free = t->n_spare = t->n_present = t->first_free = t->end_free = 0;
+	t->n_free = t->n_spare = t->n_present = t->n_warm = t->first_warm = t->first_free = t->end_free = 0;
 	for (; err == 0 && page < dm_list_pages(l); page += step) {
-		if (dm_seg_is_present(t->c, l, dm_page_seg(l, page)) && !is_on_its_way(t, page))
+		if (dm_seg_is_in_heap(t->c, l, dm_page_seg(l, page)) && !is_on_its_way(t, page))
 			err = check_page(t, page, &step);
 		else
 			step = dm_seg_pages(l) - page % dm_seg_pages(l);

@@ -39,8 +39,7 @@ struct dm_memory {
 	pthread_key_t thread_key;   /* struct dm_thread; dm_threads_open() */
 	_Atomic uint32_t n_lanes;   /* lanes that threads of this process hold now */
 	dm_grow_fn grow;
-	void (*ring)(void *ctx);    /* tells the primary that whole memsegs fell free (shrink_wanted went 0 -> 1); may be NULL */
-	void *ctx;                  /* of grow and ring */
+	void *ctx;                  /* of grow */
 	_Atomic int state;          /* 0, or why it ended: -EPIPE, -ESTALE, -ECHILD, -ESHUTDOWN */
 	struct dm_follower *follower; /* NULL in the primary */
 	struct dm_readers *readers; /* event.c */
@@ -106,6 +105,13 @@ int dm_control_holds(int fd, uint64_t bytes); /* -EPROTO: no file of so many byt
 int dm_control_check(const struct dm_control *c, uint64_t bytes); /* magic, version, tables inside bytes, lists inside the window: -EPROTO */
 
 /* supply.c: primary_api.h declares it. */
+
+/* bell.c */
+void dm_bell_ring(struct dm_control *c); /* tells the primary, if it lives, to look at the heaps; asks nobody and waits for nobody */
+/* Primary: a thread that makes fd readable after each ring. The fd stays the caller's. */
+struct dm_bell;
+int dm_bell_start(struct dm_control *c, int fd, struct dm_bell **out);
+void dm_bell_stop(struct dm_bell *b);    /* NULL is fine */
 
 /* event.c */
 uint64_t dm_event_append(struct dm_control *c, const struct dm_mem_event *event); /* primary; returns its number */

@@ -1,7 +1,7 @@
 /* primary.c - the primary's own memory, and the table operations that only the primary may do.
  *
  * Owns: making and ending the primary's struct dm_memory; owner slots; round slots; sending one message to many.
- * Rules: everything here runs on the primary's loop thread, but for the two callbacks. Policy (what to grow, whom to wait
+ * Rules: everything here runs on the primary's loop thread, but for the grow callback. Policy (what to grow, whom to wait
  * for, how long) is Python's, in primary/; here is only what touches shared memory or costs time per peer.
  * Leaves out: allocation (heap.c serves the primary as everybody else). */
 #include <errno.h>
@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -20,7 +21,7 @@
 
 static_assert((int)DM_API_LAYOUT_VERSION == DM_LAYOUT_VERSION && (int)DM_API_SLAB_BYTES == DM_SLAB_BYTES &&
 		      (int)DM_API_SMALL_MAX_BYTES == DM_SMALL_MAX_BYTES && (int)DM_API_SEG_MINIMUM == DM_SEG_MINIMUM &&
-		      (int)DM_API_SEG_LEAVING == DM_SEG_LEAVING,
+		      (int)DM_API_SEG_LEAVING == DM_SEG_LEAVING && (int)DM_API_SEG_WARM == DM_SEG_WARM,
 	      "Python reads types.h's numbers by these names");
 
 /* What only the primary's memory has; struct dm_memory is its first member. */
@@ -28,6 +29,8 @@ struct primary {
 	struct dm_memory m;
 	int control_fd;
 	int uffd;                   /* -1: no guard */
+	int bell_fd;                /* eventfd */
+	struct dm_bell *bell;
 };
 
 static struct primary *of(const struct dm_memory *m)
@@ -67,7 +70,12 @@ static int open_all(struct primary *p, const struct dm_control_spec *spec, char 
 		return err;
 	if (dm_guard_open(-1, &p->uffd))
 		p->uffd = -1;
-	return 0;
+	p->bell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	err = p->bell_fd < 0 ? -errno : dm_bell_start(p->m.ctl, p->bell_fd, &p->bell);
+	if (err)
+		snprintf(error, error_bytes, "cannot start the thread that waits for the bell: %s. Raise `ulimit -u` or `ulimit -n`",
+			 strerror(-err));
+	return err;
 }
 
 static void fill_own_slot(struct dm_memory *m)
@@ -83,8 +91,8 @@ static void fill_own_slot(struct dm_memory *m)
 	atomic_store(&o->state, DM_OWNER_LIVE);
 }
 
-int dm_primary_create(const struct dm_control_spec *spec, dm_grow_fn grow, dm_ring_fn ring, void *ctx,
-		      struct dm_memory **out, char *error, size_t error_bytes)
+int dm_primary_create(const struct dm_control_spec *spec, dm_grow_fn grow, void *ctx, struct dm_memory **out, char *error,
+		      size_t error_bytes)
 {
 	struct primary *p = calloc(1, sizeof(*p));
 	int err;
@@ -94,9 +102,8 @@ int dm_primary_create(const struct dm_control_spec *spec, dm_grow_fn grow, dm_ri
 		snprintf(error, error_bytes, "no memory, or no thread key, is left");
 		return -ENOMEM;
 	}
-	p->control_fd = p->uffd = -1;
+	p->control_fd = p->uffd = p->bell_fd = -1;
 	p->m.grow = grow;
-	p->m.ring = ring;
 	p->m.ctx = ctx;
 	p->m.owner_id = DM_OWNER_PRIMARY;
 	p->m.release = release;
@@ -117,10 +124,13 @@ void dm_primary_destroy(struct dm_memory *m)
 {
 	struct primary *p = of(m);
 
+	dm_bell_stop(p->bell);
 	dm_readers_destroy(m);
 	if (m->ctl && m->ctl->base_vaddr)
 		dm_window_release(m->ctl->base_vaddr, m->ctl->window_bytes);
 	atomic_store(&m->state, -ESHUTDOWN);
+	if (p->bell_fd >= 0)
+		close(p->bell_fd);
 	if (p->uffd >= 0)
 		close(p->uffd);
 	if (p->control_fd >= 0)
@@ -154,9 +164,9 @@ void dm_primary_set_hysteresis(struct dm_memory *m, uint32_t free_segments)
 	atomic_store(&m->ctl->shrink_hysteresis, free_segments);
 }
 
-int dm_primary_take_shrink_wanted(struct dm_memory *m)
+int dm_primary_bell_fd(const struct dm_memory *m)
 {
-	return (int)atomic_exchange(&m->ctl->shrink_wanted, 0);
+	return of(m)->bell_fd;
 }
 
 /* ---- reading somebody else's control segment ---- */

@@ -2,7 +2,7 @@
  * Exported by libdpdkmem, but no part of the public C API: the primary and its library are always of one build. */
 
 enum { DM_API_LAYOUT_VERSION = 1, DM_API_SLAB_BYTES = 65536, DM_API_SMALL_MAX_BYTES = 8192 };
-enum { DM_API_SEG_ABSENT = 0, DM_API_SEG_GROWING = 1, DM_API_SEG_PRESENT = 2, DM_API_SEG_LEAVING = 3, DM_API_SEG_MINIMUM = 0x100 };
+enum { DM_API_SEG_ABSENT = 0, DM_API_SEG_GROWING = 1, DM_API_SEG_PRESENT = 2, DM_API_SEG_LEAVING = 3, DM_API_SEG_MINIMUM = 0x100, DM_API_SEG_WARM = 0x400 };
 
 /* What a heap that is out of memory asks of the primary. */
 struct dm_grow_request {
@@ -14,7 +14,6 @@ struct dm_grow_request {
 };
 /* Blocks until the primary has answered. 0: grown, look again. text (512 bytes) gets the reason of a failure. */
 typedef int (*dm_grow_fn)(void *ctx, const struct dm_grow_request *request, char *text);
-typedef void (*dm_ring_fn)(void *ctx);
 
 struct dm_list_spec {
 	uint64_t window_bytes;      /* multiple of page_bytes and of 1 GiB */
@@ -59,18 +58,18 @@ struct dm_control_info {
 	uint64_t started_ns, base_vaddr, window_bytes, total_bytes, map_version, event_seq, n_zones;
 };
 
-/* Makes the control segment, reserves the window and opens the guard: the primary's own memory, owner 1. grow and ring
- * (may be NULL) serve the primary's own threads. error (error_bytes long) says why not. */
-int dm_primary_create(const struct dm_control_spec *spec, dm_grow_fn grow, dm_ring_fn ring, void *ctx,
-		      struct dm_memory **out, char *error, size_t error_bytes);
+/* Makes the control segment, reserves the window and opens the guard: the primary's own memory, owner 1. grow serves the
+ * primary's own threads. error (error_bytes long) says why not. */
+int dm_primary_create(const struct dm_control_spec *spec, dm_grow_fn grow, void *ctx, struct dm_memory **out, char *error,
+		      size_t error_bytes);
 void dm_primary_destroy(struct dm_memory *m);
 int dm_primary_control_fd(const struct dm_memory *m); /* stays the memory's */
 int dm_primary_is_guarded(const struct dm_memory *m);
 void dm_primary_set_state(struct dm_memory *m, uint32_t primary_state);
 void dm_primary_set_limit(struct dm_memory *m, uint32_t list_idx, uint64_t limit_segments);
 void dm_primary_set_hysteresis(struct dm_memory *m, uint32_t free_segments);
-/* 1 if memsegs fell free since the last call. */
-int dm_primary_take_shrink_wanted(struct dm_memory *m);
+/* An eventfd, the memory's: readable after memsegs fell free or warm ones were claimed. */
+int dm_primary_bell_fd(const struct dm_memory *m);
 
 /* The memory of a control segment that somebody else holds, read-only: for `map --offline`. fd stays the caller's. */
 int dm_memory_open_offline(int fd, struct dm_memory **out);
@@ -94,11 +93,17 @@ uint64_t dm_primary_change(struct dm_memory *m, uint32_t list_idx, uint64_t firs
 void dm_primary_set_iova(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, const uint64_t *iovas);
 /* Lowest run of n ABSENT slots whose first index is a multiple of align; -ENOSPC. */
 int dm_primary_find_absent(const struct dm_memory *m, uint32_t list_idx, uint64_t n, uint64_t align, uint64_t *first);
-/* GROWING memsegs become PRESENT, and free memory of their heap, in one step; the event is told. */
+/* GROWING memsegs become PRESENT, and free memory of their heap (state with DM_API_SEG_WARM: of the warm reserve), in one
+ * step; the event is told. */
 uint64_t dm_heap_commit_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type);
 /* 1 if nobody has allocated at the start of this memseg since it was committed: its asker may not have run yet. */
 int dm_heap_is_untouched(const struct dm_memory *m, uint32_t list_idx, uint64_t seg);
+/* Wholly free memsegs, or warm ones, become LEAVING, all or none; -EBUSY and who is in the way, -ETIMEDOUT. text: 512 bytes. */
 int dm_heap_take_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, char *text);
+/* Wholly free memsegs leave the heap and become WARM, all or none: they stay mapped. Same failures. */
+int dm_heap_warm_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, char *text);
+/* Runs of warm memsegs, the lowest first; the least of n_max and what there is. Each of its own moment. */
+int dm_warm_runs(const struct dm_memory *m, uint32_t list_idx, struct dm_run *runs, int n_max);
 int dm_heap_free_runs(struct dm_memory *m, uint32_t list_idx, uint64_t keep, struct dm_run *runs, int n_max);
 uint64_t dm_readers_consumed(struct dm_memory *m);
 
@@ -120,10 +125,10 @@ int dm_wait_readable(int fd, int timeout_us);
 
 /* ---- reports (report.c): what ops read. All of it also works on the memory of dm_memory_open_offline(). ---- */
 
-/* Memsegs [first_seg, first_seg + n_segs) that are alike: state, pins, minimum; IOVAs that go on, or are all unknown. */
+/* Memsegs [first_seg, first_seg + n_segs) that are alike: state, pins, minimum, warm; IOVAs that go on, or are all unknown. */
 struct dm_seg_run {
 	uint64_t first_seg, n_segs, iova; /* iova: of the first; UINT64_MAX unknown */
-	uint32_t list_idx, state, n_pins, is_minimum;
+	uint32_t list_idx, state, n_pins, is_minimum, is_warm, reserved;
 };
 /* Runs of memsegs that are not ABSENT, from slot *from_seg on, which becomes the next start. Returns how many were filled;
  * fewer than n_max: that was the end of the list. Each word is of its own moment. -ENOENT: no such list. */

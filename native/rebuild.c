@@ -1,7 +1,7 @@
 /* rebuild.c - everything derived of a heap, computed again from its head and cell words.
  *
  * Owns the scan that a new holder of a heap lock makes when the last one died in it, or when the primary could not get
- * the lock (dm_heap.needs_rebuild). It reads PRESENT memsegs only. A slab without a block in it ends here: its cutter died
+ * the lock (dm_heap.needs_rebuild). It reads the heap's memsegs only. A slab without a block in it ends here: its cutter died
  * before the first, or its last block's freer before it could give it back. The scan may itself be killed and begun again.
  * Cost: one word per heap page present, one per block of a slab. n_mallocs and n_frees cannot be recomputed: they stay. */
 #include "heap.h"
@@ -55,9 +55,10 @@ static void rebuild_list(struct dm_control *c, struct dm_heap *h, struct dm_list
 	uint64_t end = dm_list_end_page(l), page = 0, free_from = 0;
 
 	dm_pages_reset(c, l);
+	dm_warm_recount(c, l);
 	DM_CRASH_POINT("rebuild: list reset");
 	while (page < end) {
-		bool present = dm_seg_is_present(c, l, dm_page_seg(l, page));
+		bool present = dm_seg_is_in_heap(c, l, dm_page_seg(l, page));
 		uint64_t n = present ? count_page(c, h, l, page) : 0;
 		uint64_t step = !present ? dm_seg_pages(l) - page % dm_seg_pages(l) : n;
 

@@ -17,7 +17,7 @@ enum { ABSENT_TAIL = 512 };
 static bool is_alike(const struct dm_seg_run *run, const struct dm_seg_run *next, uint64_t page_bytes)
 {
 	if (run->first_seg + run->n_segs != next->first_seg || run->state != next->state || run->n_pins != next->n_pins ||
-	    run->is_minimum != next->is_minimum)
+	    run->is_minimum != next->is_minimum || run->is_warm != next->is_warm)
 		return false;
 	return run->iova == DM_IOVA_BAD ? next->iova == DM_IOVA_BAD : next->iova == run->iova + run->n_segs * page_bytes;
 }
@@ -35,6 +35,7 @@ static struct dm_seg_run one_segment(const struct dm_memory *m, const struct dm_
 		.state = flags & 0xff,
 		.n_pins = atomic_load_explicit(&s->n_pins, memory_order_relaxed),
 		.is_minimum = !!(flags & DM_SEG_MINIMUM),
+		.is_warm = !!(flags & DM_SEG_WARM),
 	};
 }
 

@@ -1,6 +1,7 @@
 /* segments.c - whole memsegs into and out of a heap. The primary's side.
  *
- * Owns how the pages of a memseg that became PRESENT become free, and the test that a memseg may leave.
+ * Owns how the pages of a memseg that became PRESENT become free, or it part of the warm reserve, and the test that a memseg
+ * may leave.
  * Rules: the primary's loop waits for a heap lock DM_PRIMARY_WAIT_NS at most. If a stopped process holds it, memory that
  * came is found by the next locker's rebuild, and memory that should go stays for now.
  * A pin is stored before its maker looks whether the memseg is PRESENT; here LEAVING is stored before the pins are looked
@@ -48,7 +49,9 @@ uint64_t dm_heap_commit_segments(struct dm_memory *m, uint32_t list_idx, uint64_
 		atomic_store(&h->needs_rebuild, 1);
 		return seq;
 	}
-	if (is_uncounted(c, l, first, n)) {
+	if (state & DM_SEG_WARM) {
+		dm_warm_count(l, first, n);
+	} else if (is_uncounted(c, l, first, n)) {
 		dm_head_commit(c, l, first * dm_seg_pages(l), UNTOUCHED);
 		dm_pages_mark_free(c, l, first * dm_seg_pages(l), n * dm_seg_pages(l));
 	} else {
@@ -66,7 +69,7 @@ int dm_heap_is_untouched(const struct dm_memory *m, uint32_t list_idx, uint64_t 
 }
 
 /* Under the heap lock. 0, or -EBUSY and who is in the way. */
-static int judge_leaving(const struct dm_control *c, const struct dm_list *l, const struct dm_run *run, char *text)
+static int judge_free(const struct dm_control *c, const struct dm_list *l, const struct dm_run *run, char *text)
 {
 	uint64_t page = run->first_seg * dm_seg_pages(l), end = page + run->n_segs * dm_seg_pages(l);
 	uint64_t used = dm_pages_next_used(c, l, page, end);
@@ -77,6 +80,18 @@ static int judge_leaving(const struct dm_control *c, const struct dm_list *l, co
 	dm_block_describe(c, dm_page_vaddr(l, used), why, sizeof(why));
 	snprintf(text, DM_ERROR_BYTES, "the page at 0x%llx is in use: %s", (ull)dm_page_vaddr(l, used), why);
 	return -EBUSY;
+}
+
+/* Under the heap lock. 0, or -EBUSY: one of them has been claimed. */
+static int judge_warm(const struct dm_control *c, const struct dm_list *l, const struct dm_run *run, char *text)
+{
+	for (uint64_t seg = run->first_seg; seg < run->first_seg + run->n_segs; seg++) {
+		if (dm_seg_flags(c, l, seg) & DM_SEG_WARM)
+			continue;
+		snprintf(text, DM_ERROR_BYTES, "the warm memseg at 0x%llx has been claimed", (ull)(l->base_vaddr + seg * l->page_bytes));
+		return -EBUSY;
+	}
+	return 0;
 }
 
 /* Memsegs are LEAVING already. 0, or -EBUSY and whose pin. */
@@ -101,25 +116,24 @@ static int take_out(struct dm_memory *m, struct dm_list *l, const struct dm_run 
 	struct dm_control *c = m->ctl;
 	uint64_t page = run->first_seg * dm_seg_pages(l), n_pages = run->n_segs * dm_seg_pages(l);
 	uint32_t flags = dm_seg_flags(c, l, run->first_seg) & ~UINT32_C(0xff);
-	int err = judge_leaving(c, l, run, text);
+	int err = flags & DM_SEG_WARM ? judge_warm(c, l, run, text) : judge_free(c, l, run, text);
 
 	if (err != 0)
 		return err;
-	dm_map_change(c, run->list_idx, run->first_seg, run->n_segs, DM_SEG_LEAVING | flags, -1);
+	dm_map_change(c, run->list_idx, run->first_seg, run->n_segs, DM_SEG_LEAVING | (flags & ~(uint32_t)DM_SEG_WARM), -1);
 	atomic_thread_fence(memory_order_seq_cst); /* pairs with the one in dm_pin */
 	err = judge_pins(c, l, run, text);
 	if (err != 0)
 		dm_map_change(c, run->list_idx, run->first_seg, run->n_segs, DM_SEG_PRESENT | flags, -1);
+	else if (flags & DM_SEG_WARM)
+		dm_count(&l->n_warm, 0 - run->n_segs);
 	else
 		dm_pages_mark_used(c, l, page, n_pages);
 	return err;
 }
 
-int dm_heap_take_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, char *text)
+static int lock_or_say_who(struct dm_memory *m, struct dm_heap *h, char *text)
 {
-	struct dm_list *l = dm_list_at(m->ctl, list_idx);
-	struct dm_heap *h = dm_heap_at(m->ctl, l->heap_idx);
-	struct dm_run run = { .first_seg = first, .n_segs = n, .list_idx = list_idx };
 	uint32_t holder;
 	int err = dm_heap_lock(m, h, DM_PRIMARY_WAIT_NS);
 
@@ -128,9 +142,40 @@ int dm_heap_take_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first
 		snprintf(text, DM_ERROR_BYTES, "the lock of heap %s is held by owner %u (%.31s), which lives and does not go on",
 			 h->name, holder, holder < DM_MAX_OWNERS ? dm_owner_at(m->ctl, holder)->name : "?");
 	}
+	return err;
+}
+
+int dm_heap_take_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, char *text)
+{
+	struct dm_list *l = dm_list_at(m->ctl, list_idx);
+	struct dm_heap *h = dm_heap_at(m->ctl, l->heap_idx);
+	struct dm_run run = { .first_seg = first, .n_segs = n, .list_idx = list_idx };
+	int err = lock_or_say_who(m, h, text);
+
 	if (err != 0)
 		return err;
 	err = take_out(m, l, &run, text);
+	dm_heap_unlock(m, h);
+	return err;
+}
+
+/* Pages go out of the heap before the flag is set: killed in between, the rebuild finds them free under PRESENT again. */
+int dm_heap_warm_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, char *text)
+{
+	struct dm_list *l = dm_list_at(m->ctl, list_idx);
+	struct dm_heap *h = dm_heap_at(m->ctl, l->heap_idx);
+	struct dm_run run = { .first_seg = first, .n_segs = n, .list_idx = list_idx };
+	int err = lock_or_say_who(m, h, text);
+
+	if (err != 0)
+		return err;
+	err = judge_free(m->ctl, l, &run, text);
+	if (err == 0) {
+		dm_pages_mark_used(m->ctl, l, first * dm_seg_pages(l), n * dm_seg_pages(l));
+		for (uint64_t seg = first; seg < first + n; seg++)
+			atomic_fetch_or(&dm_list_memseg(m->ctl, l, seg)->state, DM_SEG_WARM);
+		dm_warm_count(l, first, n);
+	}
 	dm_heap_unlock(m, h);
 	return err;
 }

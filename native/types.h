@@ -23,6 +23,7 @@
  *  | freeing, before / after commit   | block live / derived bits off  | as above / rebuild                              |
  *  | reserving or freeing a zone      | run tagged memzone, no zone    | reaper: dm_reap_owner() frees it                |
  *  | mapping a round, before its ack  | no ack                         | primary: the pidfd proves death, counts it out  |
+ *  | claiming warm memsegs            | some are the heap's, some WARM | next locker: rebuilds; both are lawful          |
  *  | primary: growing                 | memseg GROWING                 | adopting primary: ABSENT again, file is punched |
  *  | primary: shrinking               | memseg LEAVING                 | adopting primary: finishes the shrink           |
  *
@@ -128,15 +129,22 @@ enum dm_role { DM_ROLE_PRIMARY = 0, DM_ROLE_WORKER = 1 };
 enum dm_supply_kind { DM_SUPPLY_HUGETLBFS = 0, DM_SUPPLY_HUGETLB_MEMFD = 1, DM_SUPPLY_PLAIN_MEMFD = 2, DM_SUPPLY_EXTERNAL = 3 };
 enum dm_form { DM_FORM_PER_SEGMENT = 0, DM_FORM_ONE_FILE = 1 };
 enum dm_memseg_state { DM_SEG_ABSENT = 0, DM_SEG_GROWING = 1, DM_SEG_PRESENT = 2, DM_SEG_LEAVING = 3 };
-enum { DM_SEG_MINIMUM = 1u << 8 /* part of the start-up minimum, kept until the end */ };
+enum {
+	DM_SEG_MINIMUM = 1u << 8,   /* part of the start-up minimum, kept until the end */
+	DM_SEG_WARM = 1u << 10,     /* of a PRESENT one: part of the warm reserve, in nobody's heap yet */
+};
 #define DM_IOVA_BAD UINT64_MAX
 
 /* A memseg: one page-sized piece of memory.
  * ABSENT -> GROWING (slot taken, page being made, round running) -> PRESENT (everybody may touch it) -> LEAVING (taken
  * out of the heap, round running) -> ABSENT. GROWING -> ABSENT and LEAVING -> PRESENT are the roll-backs.
- * Law: list.n_present == number of its PRESENT memsegs; heap pages are free or used only under PRESENT. */
+ * A PRESENT one that is WARM is mapped by everybody and was announced, but belongs to no heap: who finds its heap full
+ * claims it, by clearing the flag under the heap's lock, without asking anybody (warm.c); the primary sets the flag when
+ * it makes one ready, or when one falls free, and under the same lock takes it back (LEAVING).
+ * Law: list.n_present == number of its PRESENT memsegs; list.n_warm == number of its WARM ones, all of them PRESENT; heap
+ * pages are free or used only under PRESENT ones that are not WARM. */
 struct dm_memseg {
-	_Atomic uint32_t state;     /* primary; TRUTH: enum dm_memseg_state | DM_SEG_ flags */
+	_Atomic uint32_t state;     /* primary; WARM is cleared under the heap lock by any; TRUTH: enum dm_memseg_state | DM_SEG_ flags */
 	_Atomic uint32_t n_pins;    /* any: under a device, kernel socket, back-end or lease; shrink ends busy */
 	uint64_t iova;              /* primary, before PRESENT; DM_IOVA_BAD if unknown */
 };
@@ -165,7 +173,9 @@ struct dm_list {
 	_Atomic uint64_t end_free;  /* DERIVED, heap lock: no free heap page lies at or above this index */
 	_Atomic uint64_t n_spare;   /* DERIVED, heap lock: wholly free memsegs that are not part of the minimum */
 	_Atomic uint64_t end_seg;   /* primary: all memsegs at or above this index are ABSENT; reading them would allocate pages */
-	uint8_t reserved0[48];
+	_Atomic uint64_t n_warm;    /* DERIVED, heap lock: WARM memsegs */
+	_Atomic uint64_t low_warm;  /* DERIVED, heap lock: no WARM memseg lies below this index */
+	uint8_t reserved0[32];
 };
 static_assert(sizeof(struct dm_list) == 192, "a list is three cache lines");
 
@@ -309,7 +319,7 @@ struct dm_control {
 	_Atomic uint64_t map_version; /* primary: committed changes */
 	alignas(DM_CACHE_LINE) _Atomic uint64_t event_seq; /* primary: last event stored */
 	_Atomic uint32_t event_signal; /* primary: futex word, low bits of event_seq; readers wait on it */
-	alignas(DM_CACHE_LINE) _Atomic uint32_t shrink_wanted; /* any: 1 when whole memsegs fell free; then the primary is told; primary clears */
+	alignas(DM_CACHE_LINE) _Atomic uint32_t bell; /* any: 1 and a wake when memsegs fell free or warm ones were claimed; the primary's bell thread clears */
 	_Atomic uint32_t shrink_hysteresis; /* primary: free memsegs that each list keeps */
 	alignas(DM_CACHE_LINE) struct dm_lock zone_lock;   /* any */
 	_Atomic uint32_t zones_need_rebuild;

@@ -31,7 +31,6 @@ enum dm_wire_type {
 	DM_WIRE_DONE = 10,      /* <- the answer to GROW */
 	DM_WIRE_BYE = 11,       /* -> */
 	DM_WIRE_END = 12,       /* <- refused, evicted or shut down; the last message */
-	DM_WIRE_TRIM = 13,      /* -> whole memsegs fell free (control.shrink_wanted went 0 -> 1); a bare header, no answer */
 };
 
 struct dm_wire_header {

@@ -2,17 +2,17 @@
 
 Owns the order of the steps, and the undoing of each:
 
-    grow:   limits, slots (GROWING) -> pages -> IOVA -> map here -> round -> commit (PRESENT), heap
+    grow:   limits, slots (GROWING) -> pages -> IOVA -> map here -> round -> commit (PRESENT), heap or warm reserve
     shrink: heap gives them up (LEAVING), FREE event -> round, own readers -> unmap here -> pages go -> slots (ABSENT)
 
 A failure undoes exactly what was done, in reverse, and reports the first cause. A growth whose round fails becomes an UNMAP
 round for the same segments before their pages go. A shrink cannot fail any more once the heap has given the memory up: it
 waits for the slowest, while its memory is nobody's.
 
-Laws: GROWING and LEAVING segments belong to exactly one job or to the warm reserve; present + growing + warm bytes never
-exceed a limit, and the warm reserve gives way to a growth; segments of the start-up minimum never leave.
+Laws: GROWING and LEAVING segments belong to exactly one job; present + growing bytes never exceed a limit, and the warm
+reserve, which counts as present, gives way to a growth; segments of the start-up minimum never leave.
 Who cleans up after a kill -9 of the primary: types.h's table: GROWING and LEAVING in the control segment tell a successor.
-Leaves out: what a round is (publication.py), which files (supplies.py).
+Leaves out: what a round is (publication.py), which files (supplies.py), when the reserve is filled (warm.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem import native
+from dpdkmem.primary.warm import WarmReserve
 from dpdkmem.shared.errors import (
     Attempt,
     DeviceBusy,
@@ -36,7 +37,7 @@ from dpdkmem.shared.errors import (
 )
 from dpdkmem.shared.kinds import SegmentForm, SupplyKind
 from dpdkmem.shared.messages import RoundOp, Run
-from dpdkmem.shared.model import EventType, SegState
+from dpdkmem.shared.model import EventType, SegFlag, SegState
 from dpdkmem.shared.units import align_up, format_size
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ INLINE_BYTES: Final = (
 )  # pages up to this are made on the loop's thread: 1.5 ms at 21 GB/s (measured, Linux 6.18)
 _ACK_SPIN_US: Final = 400  # how long the loop waits for acknowledgements itself before it turns to others
 _READERS_POLL_S: Final = 0.001  # how often the primary's own readers of FREE are looked at
-_WARM_UP_S: Final = 0.002  # after a growth: not in the middle of a burst
 _SHRINK_RETRY_S: Final = 0.02  # a heap's lock that was held will be free then, unless its holder is stopped
 _GRANT_S: Final = (
     0.002  # how long what came is left to its asker, who may not have run yet, before it may shrink away
@@ -97,7 +97,7 @@ class _Growth:
     memseg_list: MemsegList
     first: int
     n: int
-    minimum: bool
+    flags: SegFlag
     done: Callable[[Outcome], None]
     unmade: Callable[[DpdkmemError], None]
     """Called instead of `done` if the pages cannot be had: another list may have some."""
@@ -118,23 +118,11 @@ class _Shrink:
     first: int
     n: int
     event_seq: int
+    gone: Callable[[], None]
 
     @property
     def run(self) -> Run:
         return Run(self.memseg_list.info.list_idx, self.first, self.n)
-
-
-@dataclass(slots=True, eq=False)
-class _Warm:
-    """A run of segments of the warm reserve."""
-
-    memseg_list: MemsegList
-    first: int
-    n: int
-
-    @property
-    def n_bytes(self) -> int:
-        return self.n * self.memseg_list.info.page_bytes
 
 
 class Growth:
@@ -172,8 +160,6 @@ class Growth:
         self._finder = finder
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="dm-pages")
         self._growing_bytes: dict[int, int] = {}  # list -> bytes of GROWING segments
-        self._warm: list[_Warm] = []  # not counted in _growing_bytes
-        self._warm_timer_set = False
         self._shrink_timer: Timer | None = None
         self._grants: list[tuple[Run, float]] = []  # with the time until which they are left alone
         self._n_working = 0  # growths that the worker has not given back yet
@@ -183,10 +169,12 @@ class Growth:
         self.on_failure: Callable[[DpdkmemError], None] = lambda _error: None
         self.on_release: Callable[[], None] = lambda: None  # pages went back to their pool
         self.stats = GrowthStats()
+        self.reserve = WarmReserve(memory, loop, lists, config.warm_reserve_bytes, self)
 
     def close(self) -> None:
         """Wait for the worker. Blocks as long as the pages that it makes take; growths that wait for it are dropped."""
         self._closed = True
+        self.reserve.close()
         self._worker.shutdown(cancel_futures=True)
 
     @property
@@ -197,24 +185,38 @@ class Growth:
     # ---- growing ----
 
     def grow(self, request: GrowRequest, done: Callable[[Outcome], None]) -> None:
-        """Make room for one block; `done` is called once, with None or the first cause of the failure."""
-        self._grow_from(self._candidates(request), request, done, None)
+        """Make room for one block; `done` is called once, with None or the first cause of the failure.
+
+        Where a limit, or a lack of pages, forbids it, the warm reserve goes first, and then it is tried again.
+        """
+
+        def fail(error: DpdkmemError) -> None:
+            self._fail(done, error)
+
+        def try_without_reserve(error: DpdkmemError) -> None:
+            is_short = isinstance(error, (LimitExceeded, HugepagesExhausted))
+            if not (is_short and self.reserve.give_way(lambda: self._grow_from(lists, request, done, fail))):
+                fail(error)
+
+        lists = self._candidates(request)
+        self._grow_from(lists, request, done, try_without_reserve)
 
     def _grow_from(
         self,
         candidates: Sequence[MemsegList],
         request: GrowRequest,
         done: Callable[[Outcome], None],
-        first_cause: DpdkmemError | None,
+        unmade: Callable[[DpdkmemError], None],
+        first_cause: DpdkmemError | None = None,
     ) -> None:
-        """Try the first of the lists; where its pages cannot be had, the next one."""
+        """Try the first of the lists; where its pages cannot be had, the next one, and after the last call `unmade`."""
         if not candidates:
-            self._fail(done, first_cause or self._no_list(request))
+            unmade(first_cause or self._no_list(request))
             return
         first, *others = candidates
 
         def try_others(error: DpdkmemError) -> None:
-            self._grow_from(others, request, done, first_cause or error)
+            self._grow_from(others, request, done, unmade, first_cause or error)
 
         try:
             self._start(first, self._segments_for(first, request), request.align, done, try_others)
@@ -228,9 +230,16 @@ class Growth:
             self._fail(done, error)
 
         try:
-            self._start(memseg_list, n, 0, done, fail, minimum=True)
+            self._start(memseg_list, n, 0, done, fail, flags=SegFlag.MINIMUM)
         except DpdkmemError as error:
             fail(error)
+
+    def grow_warm(self, memseg_list: MemsegList, n: int, done: Callable[[Outcome], None]) -> None:
+        """Make n segments of the warm reserve; a failure is told to `done` only: nobody waits for them."""
+        try:
+            self._start(memseg_list, n, 0, done, done, flags=SegFlag.WARM)
+        except DpdkmemError as error:
+            done(error)
 
     def _candidates(self, request: GrowRequest) -> list[MemsegList]:
         """Return the lists of the heap, smallest pages first, as DPDK tries them."""
@@ -258,18 +267,12 @@ class Growth:
         done: Callable[[Outcome], None],
         unmade: Callable[[DpdkmemError], None],
         *,
-        minimum: bool = False,
+        flags: SegFlag = SegFlag.NONE,
     ) -> None:
         """Start a growth; raise what forbids it. `unmade` is called instead of `done` where the pages cannot be had."""
         info = memseg_list.info
         self._check_limits(memseg_list, n)
         slot_align = max(align // info.page_bytes, native.SLAB_BYTES // info.page_bytes, 1)
-        warm_first = self._take_warm(memseg_list, n, slot_align)
-        if warm_first is not None:
-            job = _Growth(memseg_list, warm_first, n, minimum, done, unmade, time.monotonic())
-            self._count_growing(job)
-            self._publish(job)
-            return
         first = self._memory.find_absent(info.list_idx, n, slot_align)
         if first is None:
             raise LimitExceeded(
@@ -285,7 +288,7 @@ class Growth:
                 f"no free place in the window of list {info.list_idx} is aligned to {format_size(align)}: ask for less, or "
                 "start the primary with a --base-virtaddr that is",
             )
-        job = _Growth(memseg_list, first, n, minimum, done, unmade, time.monotonic())
+        job = _Growth(memseg_list, first, n, flags, done, unmade, time.monotonic())
         self._take_slots(job)
         if job.n_bytes > INLINE_BYTES:
             future = self._worker.submit(self._make, job)
@@ -306,103 +309,15 @@ class Growth:
         self._made(job, error)
 
     def _take_slots(self, job: _Growth) -> None:
-        self._memory.change(job.run.list_idx, job.first, job.n, SegState.GROWING)
-        self._count_growing(job)
-
-    def _count_growing(self, job: _Growth) -> None:
         list_idx = job.run.list_idx
+        self._memory.change(list_idx, job.first, job.n, SegState.GROWING)
         self._growing_bytes[list_idx] = self._growing_bytes.get(list_idx, 0) + job.n_bytes
 
-    # ---- the warm reserve: segments that are made and mapped here, GROWING, and told to nobody yet ----
-
-    def warm_up(self) -> None:
-        """Make what the warm reserve lacks, in steps; failures are left to the growth that needs the memory."""
-        self._warm_timer_set = False
-        if self._closed:
-            return
-        if self.is_busy:
-            self._warm_up_later()
-            return
-        for memseg_list in self._lists:
-            page_bytes = memseg_list.info.page_bytes
-            have = sum(job.n for job in self._warm_of(memseg_list))
-            lacking = self._config.warm_reserve_bytes // page_bytes - have
-            step = min(lacking, max(1, INLINE_BYTES // page_bytes))
-            if step <= 0:
-                continue
-            try:
-                self._warm_up_list(memseg_list, step)
-            except (DpdkmemError, OSError) as error:
-                _LOG.debug("the warm reserve of list %d stays as it is: %s", memseg_list.info.list_idx, error)
-                continue
-            if step < lacking:
-                self._warm_up_later()
-
-    def _warm_up_later(self) -> None:
-        if self._config.warm_reserve_bytes and not self._warm_timer_set:
-            self._warm_timer_set = True
-            self._loop.call_later(_WARM_UP_S, self.warm_up)
-
-    def _warm_up_list(self, memseg_list: MemsegList, n: int) -> None:
-        info = memseg_list.info
-        slot_align = max(native.SLAB_BYTES // info.page_bytes, 1)
-        self._check_limits(memseg_list, n, and_warm=True)
-        first = self._memory.find_absent(info.list_idx, n, slot_align)
-        if first is None:
-            return
-        self._memory.change(info.list_idx, first, n, SegState.GROWING)
-        try:
-            memseg_list.files.make(first, n)
-        except (DpdkmemError, OSError):
-            self._memory.change(info.list_idx, first, n, SegState.ABSENT)
-            raise
-        try:
-            memseg_list.files.map(first, n)
-        except (DpdkmemError, OSError):
-            memseg_list.files.release(first, n)
-            self._memory.change(info.list_idx, first, n, SegState.ABSENT)
-            raise
-        self._set_iova(memseg_list.info, first, n)
-        self._add_warm(_Warm(memseg_list, first, n))
-
-    def _add_warm(self, new: _Warm) -> None:
-        """Join it to the run that it goes on from, so that a growth of many finds them in a row."""
-        for job in self._warm_of(new.memseg_list):
-            if job.first + job.n == new.first:
-                job.n += new.n
-                return
-        self._warm.append(new)
-
-    def _warm_of(self, memseg_list: MemsegList) -> list[_Warm]:
-        return [job for job in self._warm if job.memseg_list is memseg_list]
-
-    def _take_warm(self, memseg_list: MemsegList, n: int, slot_align: int) -> int | None:
-        """Return the first of n warm segments in a row, or None; what does not serve goes back, it may be in the way."""
-        self._warm_up_later()
-        for job in self._warm_of(memseg_list):
-            if job.n >= n and job.first % slot_align == 0:
-                first = job.first
-                job.first, job.n = job.first + n, job.n - n
-                if not job.n:
-                    self._warm.remove(job)
-                return first
-        self._drop_warm(self._warm_of(memseg_list))
-        return None
-
-    def _drop_warm(self, jobs: Sequence[_Warm]) -> None:
-        for job in jobs:
-            self._warm.remove(job)
-            self._remove(job.memseg_list, job.first, job.n, lambda: None)
-
-    def _warm_bytes(self, list_idx: int) -> int:
-        return sum(job.n_bytes for job in self._warm if job.memseg_list.info.list_idx == list_idx)
-
-    def _check_limits(self, memseg_list: MemsegList, n: int, *, and_warm: bool = False) -> None:
-        """Raise if n more would pass a limit. The warm reserve counts where it is to grow itself: else it gives way."""
+    def _check_limits(self, memseg_list: MemsegList, n: int) -> None:
         info = self._memory.list(memseg_list.info.list_idx)
         wanted = n * info.page_bytes
-        self._check_node_limit(info, wanted, and_warm=and_warm)
-        used = self._used_bytes(info, and_warm=and_warm)
+        self._check_node_limit(info.numa_node, wanted)
+        used = self._used_bytes(info)
         if used + wanted > info.limit_segments * info.page_bytes:
             raise LimitExceeded(
                 errno.ENOMEM,
@@ -415,30 +330,20 @@ class Growth:
             self._guard.check_map_count(_VMAS_PER_SEGMENT * n)
             self._guard.check_file_size(info.page_bytes)
 
-    def _used_bytes(self, info: ListInfo, *, and_warm: bool) -> int:
-        used = info.n_present * info.page_bytes + self._growing_bytes.get(info.list_idx, 0)
-        return used + self._warm_bytes(info.list_idx) if and_warm else used
+    def _used_bytes(self, info: ListInfo) -> int:
+        return info.n_present * info.page_bytes + self._growing_bytes.get(info.list_idx, 0)
 
-    def _check_node_limit(self, grown: ListInfo, wanted: int, *, and_warm: bool) -> None:
-        numa_node = grown.numa_node
+    def _check_node_limit(self, numa_node: int, wanted: int) -> None:
         limit = self._config.node_limit_bytes(numa_node)
         if limit is None:
             return
-        lists = [info for info in self._memory.lists() if info.numa_node == numa_node]
-        used = sum(self._used_bytes(info, and_warm=and_warm) for info in lists)
+        used = sum(self._used_bytes(info) for info in self._memory.lists() if info.numa_node == numa_node)
         if used + wanted > limit:
             raise LimitExceeded(
                 errno.ENOMEM,
                 f"{format_size(wanted)} more on NUMA node {numa_node} would exceed its limit of {format_size(limit)} "
                 f"(--socket-limit); {format_size(used)} are in use: free some, or raise the limit",
             )
-        others = [
-            job
-            for job in self._warm
-            if job.memseg_list.info.numa_node == numa_node and job.memseg_list.info.list_idx != grown.list_idx
-        ]
-        if not and_warm and used + wanted + sum(job.n_bytes for job in others) > limit:
-            self._drop_warm(others)
 
     def _make(self, job: _Growth) -> None:
         """Make the pages; on the worker or the loop's thread. A dry pool is filled if that is allowed, once."""
@@ -465,7 +370,7 @@ class Growth:
         except DpdkmemError as map_error:
             job.memseg_list.files.release(job.first, job.n)
             self._undo_slots(job)
-            self._fail(job.done, map_error)
+            self._refuse(job, map_error)
             return
         self._set_iova(job.memseg_list.info, job.first, job.n)
         self._publish(job)
@@ -493,24 +398,29 @@ class Growth:
             RoundOp.MAP, (job.run,), tuple(files.fds(job.first, job.n)), members,
             lambda failures: self._published(job, failures),
         )  # fmt: skip
-        self._publisher.poll_acks(_ACK_SPIN_US)
+        if SegFlag.WARM not in job.flags:  # nobody waits for those
+            self._publisher.poll_acks(_ACK_SPIN_US)
 
     def _published(self, job: _Growth, failures: list[Failure]) -> None:
         if failures:
             self._roll_back(job, failures)
             return
         info = job.memseg_list.info
-        self._memory.commit(info.list_idx, job.first, job.n, minimum=job.minimum)
+        self._memory.commit(info.list_idx, job.first, job.n, job.flags)
         self._growing_bytes[info.list_idx] -= job.n_bytes
-        self._grants.append((job.run, time.monotonic() + _GRANT_S))
+        if SegFlag.WARM not in job.flags:
+            self._grants.append((job.run, time.monotonic() + _GRANT_S))
+            self.reserve.fill_later()
         self._count(job)
         job.done(None)
         self.on_change(EventType.ALLOC, job.run, info)
 
     def _count(self, job: _Growth) -> None:
-        us = (time.monotonic() - job.started) * 1e6
         self.stats.n_grown += 1
         self.stats.grown_bytes += job.n_bytes
+        if SegFlag.WARM in job.flags:
+            return
+        us = (time.monotonic() - job.started) * 1e6
         self.stats.last_grow_us = us
         self.stats.longest_grow_us = max(self.stats.longest_grow_us, us)
 
@@ -533,12 +443,18 @@ class Growth:
             RoundOp.UNMAP, (job.run,), (), members, lambda _: self._unmade(job, None),
             owing=frozenset(failure.owner_id for failure in silent),
         )  # fmt: skip
-        self._fail(job.done, error)
+        self._refuse(job, error)
+
+    def _refuse(self, job: _Growth, error: DpdkmemError) -> None:
+        if SegFlag.WARM in job.flags:
+            job.done(error)
+        else:
+            self._fail(job.done, error)
 
     def _unmade(self, job: _Growth, error: DpdkmemError | None) -> None:
         self._remove(job.memseg_list, job.first, job.n, lambda: self._uncount_growing(job))
         if error is not None:
-            self._fail(job.done, error)
+            self._refuse(job, error)
 
     def _remove(self, memseg_list: MemsegList, first: int, n: int, then: Callable[[], None]) -> None:
         """Unmap here what everybody else let go of, and give its pages back; where that fails, again until it does not."""
@@ -578,7 +494,9 @@ class Growth:
         for memseg_list in self._lists:
             for run in self._memory.heap_free_runs(memseg_list.info.list_idx, keep):
                 parts = _without(run, [grant for grant, _ in self._grants])
-                n += sum(self._shrink_run(memseg_list, part) for part in parts)
+                for part in parts:
+                    rest = self.reserve.keep(memseg_list, part)
+                    n += self._shrink_run(memseg_list, rest) if rest is not None else 0
                 if parts != [run]:
                     self._shrink_later(keep, _GRANT_S)
         return n
@@ -614,11 +532,21 @@ class Growth:
             n += part
         return n
 
-    def _start_shrink(self, memseg_list: MemsegList, first: int, n: int) -> None:
+    def give_up(self, memseg_list: MemsegList, run: Run, gone: Callable[[], None]) -> None:
+        """Give back segments of the warm reserve; `gone` is called when their pages are with the kernel again.
+
+        Raises:
+            DpdkmemError: somebody has claimed one, or the heap's lock is held; nothing is changed.
+        """
+        self._start_shrink(memseg_list, run.first_seg, run.n_segs, gone)
+
+    def _start_shrink(
+        self, memseg_list: MemsegList, first: int, n: int, gone: Callable[[], None] = lambda: None
+    ) -> None:
         info = memseg_list.info
         self._memory.heap_take(info.list_idx, first, n)
         seq = self._memory.change(info.list_idx, first, n, SegState.LEAVING, event=EventType.FREE)
-        job = _Shrink(memseg_list, first, n, seq)
+        job = _Shrink(memseg_list, first, n, seq, gone)
         self.on_change(EventType.FREE, job.run, info)
         members = self._members(memseg_list, RoundOp.UNMAP)
         self._publisher.start(
@@ -638,6 +566,7 @@ class Growth:
     def _count_shrunk(self, job: _Shrink) -> None:
         self.stats.n_shrunk += 1
         self.stats.shrunk_bytes += job.n * job.memseg_list.info.page_bytes
+        job.gone()
 
 
 def _without(run: Run, others: Sequence[Run]) -> list[Run]:

@@ -34,7 +34,7 @@ from dpdkmem.primary.minimum import plan_minimum
 from dpdkmem.primary.pagefinder import PageFinder
 from dpdkmem.primary.publication import Publisher
 from dpdkmem.primary.reserve_journal import open_reserver
-from dpdkmem.primary.sessions import SessionTable
+from dpdkmem.primary.sessions import OUT_OF_DESCRIPTORS, SessionTable
 from dpdkmem.primary.supplies import FilePlace, open_files
 from dpdkmem.shared import runtime
 from dpdkmem.shared.channel import SeqpacketListener
@@ -50,7 +50,7 @@ from dpdkmem.shared.errors import (
 )
 from dpdkmem.shared.fds import presize_fd_table
 from dpdkmem.shared.kinds import HugeUnlink, SegmentForm, SupplyKind
-from dpdkmem.shared.messages import Done, End, EndCode, RoundOp, Run
+from dpdkmem.shared.messages import Done, RoundOp, Run
 from dpdkmem.shared.model import EventType, GrowRequest, PrimaryState
 from dpdkmem.shared.prefix_lock import abstract_session_socket, prefix_lock
 
@@ -74,11 +74,6 @@ _PUBLISH_S: Final = (
 _GIVE_BACK_S: Final = 0.2  # pages go back to the pool some time after a shrink, not with every page of it
 _MAX_FD_TABLE: Final = (
     65536  # descriptors for which the table is made at start; growing it later stalls every thread
-)
-_OUT_OF_DESCRIPTORS: Final = End(
-    EndCode.LIMIT,
-    retryable=True,
-    text="the primary is out of descriptors: raise its `ulimit -n` (RLIMIT_NOFILE), or use --single-file-segments",
 )
 _ALLOC_IOVA_CONTIG: Final = 8  # DM_ALLOC_IOVA_CONTIG
 
@@ -163,7 +158,9 @@ class Primary:
         self.native.set_state(PrimaryState.SERVING)  # before anybody can look, or is told READY=1
         if self.config.sessions.accept_secondaries:
             self._open_sockets()
-        self.growth.warm_up()
+        self.loop.add(self.native.bell_fd, READABLE, self._on_bell)
+        self._stack.callback(self.loop.remove, self.native.bell_fd)
+        self.growth.reserve.fill()
         self.loop.call_later(_HOUSEKEEPING_S, self._housekeep)
 
     def _look_at_host(self) -> None:
@@ -203,7 +200,7 @@ class Primary:
         self.guard.check_address_space(window + window // 8)  # the control segment is 6.5 % of the window
         if any(one.form is SegmentForm.ONE_FILE for one in self.layout.spec.lists):
             self.guard.check_file_size(max(one.window_bytes for one in self.layout.spec.lists))
-        self.native = PrimaryMemory.create(self.layout.spec, self._grow_here, self._ring_here)
+        self.native = PrimaryMemory.create(self.layout.spec, self._grow_here)
         self._stack.callback(self.native.destroy)
         if not self.native.guarded and self.config.form is SegmentForm.ONE_FILE:
             raise NotPermitted(
@@ -256,6 +253,7 @@ class Primary:
             self.guard,
             self.finder,
         )
+        self.growth.reserve.may_fill = lambda: not self.sessions.is_crowded
         self.growth.on_change = self._on_change
         self.growth.on_failure = self._on_grow_failed
         self.growth.on_release = self._give_back_later
@@ -302,7 +300,7 @@ class Primary:
         self._open_control()
 
     def _listen(self, path: Path | str, mode: int) -> None:
-        listener = SeqpacketListener(path, mode=mode, refusal=_OUT_OF_DESCRIPTORS.encode())
+        listener = SeqpacketListener(path, mode=mode, refusal=OUT_OF_DESCRIPTORS.encode())
         self.session_path = str(path)
         self._stack.callback(listener.close)
         self.sessions.listen(listener)
@@ -338,11 +336,6 @@ class Primary:
         self._grow_when_possible(
             wanted, lambda outcome: self.sessions.answer(session, _done(request, outcome))
         )
-
-    def trim(self) -> None:
-        """Memsegs fell free somewhere."""
-        if self.native.take_shrink_wanted():
-            self._shrink()
 
     def snapshot(self, *, one_file_runs: bool) -> tuple[tuple[Run, ...], int]:
         """Return the runs that a session must be told of, and the map version."""
@@ -401,9 +394,15 @@ class Primary:
                 session.describe(), report.n_orphaned, report.orphaned_bytes, report.n_zones_orphaned,
             )  # fmt: skip
         self._tell(Topic.SESSION, "reaped", session, **dataclasses.asdict(report))
-        self.trim()
+        self._shrink()
 
     # ---- growth and shrink ----
+
+    def _on_bell(self, _: int) -> None:
+        """Memsegs fell free somewhere, or warm ones were claimed."""
+        os.eventfd_read(self.native.bell_fd)
+        self._shrink()
+        self.growth.reserve.fill_later()
 
     def _grow_when_possible(self, request: GrowRequest, done: Callable[[DpdkmemError | None], None]) -> None:
         if self.sessions.is_crowded:
@@ -476,8 +475,8 @@ class Primary:
         self.loop.call_later(_HOUSEKEEPING_S, self._housekeep)  # first: whatever fails here, it goes on
         self.lock.answer_looks()
         self.sessions.look_at_lingering()
-        self.native.take_shrink_wanted()
         self._shrink()
+        self.growth.reserve.fill_later()
 
     # ---- the primary's own threads ----
 
@@ -498,9 +497,6 @@ class Primary:
             return -errno.ESHUTDOWN, "the primary ends"
         outcome = own.outcomes[0]
         return (0, "") if outcome is None else (-_errno_of(outcome), _text_of(outcome))
-
-    def _ring_here(self) -> None:
-        self.loop.call_soon_threadsafe(self.trim)
 
 
 class _OwnGrowth:

@@ -47,7 +47,6 @@ from dpdkmem.shared.messages import (
     Run,
     Segments,
     Synced,
-    Trim,
     Welcome,
     split_runs,
 )
@@ -77,6 +76,11 @@ _CATCH_UPS_OF_A_CROWD: Final = 2  # once is normal
 _CROWDED_MAX_S: Final = (
     0.1  # a running follower maps thousands of segments in this time; who takes longer waits alone
 )
+OUT_OF_DESCRIPTORS: Final = End(
+    EndCode.LIMIT,
+    retryable=True,
+    text="the primary is out of descriptors: raise its `ulimit -n` (RLIMIT_NOFILE), or use --single-file-segments",
+)
 _PACKETS_PER_TURN: Final = 16  # of one session, so that a loud one does not starve the others
 
 
@@ -85,9 +89,6 @@ class Hooks(Protocol):
 
     def grow(self, session: Session, request: Grow) -> None:
         """Serve a request; `SessionTable.answer()` is called when it is done."""
-
-    def trim(self) -> None:
-        """Memsegs fell free."""
 
     def snapshot(self, *, one_file_runs: bool) -> tuple[tuple[Run, ...], int]:
         """Return the PRESENT runs that are to be announced, and the map version."""
@@ -120,8 +121,11 @@ class Session:
     session_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     owner_id: int = 0
     name: str = ""
-    announced: set[tuple[int, int]] = field(default_factory=set)
-    """(list, segment) that were sent before it became a member; empty from then on."""
+    announced_runs: list[Run] = field(default_factory=list)
+    """Sent before it became a member, empty from then on; `announced()` has them one by one."""
+    announced_segs: set[tuple[int, int]] = field(default_factory=set)
+    announced_version: int = -1
+    """Of the map that it was told of last."""
     left: set[tuple[int, int]] = field(default_factory=set)
     """Of those, what left since: under the same number there may be another page by now."""
     outbox: deque[Synced | Segments | tuple[Run, ...]] = field(default_factory=deque)
@@ -133,6 +137,12 @@ class Session:
     over: bool = False
     timer: Timer | None = None
     wants_write: bool = False
+
+    def announced(self) -> set[tuple[int, int]]:
+        """Return the (list, segment) that were sent before it became a member; costs time for each."""
+        self.announced_segs |= _segments(self.announced_runs)
+        self.announced_runs.clear()
+        return self.announced_segs
 
     @property
     def is_member(self) -> bool:
@@ -199,9 +209,9 @@ class SessionTable:
     def leaving(self, run: Run) -> None:
         """Note that segments leave: whoever was told of them while it attaches must be told again."""
         for session in self._sessions.values():
-            if session.announced:
-                left = session.announced & _segments((run,))
-                session.announced -= left
+            if session.announced_runs or session.announced_segs:
+                left = session.announced() & _segments((run,))
+                session.announced_segs -= left
                 session.left |= left
 
     def listen(self, listener: SeqpacketListener) -> None:
@@ -296,7 +306,7 @@ class SessionTable:
         except DpdkmemError as error:
             self.n_refused += 1
             _LOG.warning("a connection was refused: %s", error)
-            channel.close(End(_end_code(error), retryable=False, text=str(error)).encode())
+            channel.close(_refusal(error).encode())
             return
         self._sessions[channel.fileno()] = session
         self._loop.add(channel.fileno(), READABLE, lambda events: self._on_socket(session, events))
@@ -389,8 +399,6 @@ class SessionTable:
                 self._catch_up(session, message)
             case Grow():
                 self._hooks.grow(session, message)
-            case Trim():
-                self._hooks.trim()
             case Bye():
                 session.said_goodbye = True
                 self.end(session, End(EndCode.BYE, retryable=False, text="goodbye"), "it detached")
@@ -431,7 +439,8 @@ class SessionTable:
         )
         session.outbox += (Segments(portion, 0) for portion, _ in split_runs(without))
         session.outbox.append(Synced(version))
-        session.announced |= _segments(runs)
+        session.announced_runs += runs
+        session.announced_version = version
         self._push(session)
 
     def _push(self, session: Session) -> None:
@@ -444,7 +453,7 @@ class SessionTable:
             runs, fds = self._hooks.segment_fds(item)
             if runs != list(item):
                 missing = _segments(item) - _segments(runs)
-                session.announced -= missing
+                session.announced_segs = session.announced() - missing
                 session.left -= missing
             if runs:
                 self._send(session, Segments(tuple(runs), len(fds)), fds)
@@ -452,18 +461,18 @@ class SessionTable:
     def _catch_up(self, session: Session, ready: Ready) -> None:
         """What changed since the snapshot goes out until nothing has; then it is a member, of running MAP rounds too."""
         runs, version = self._hooks.snapshot(one_file_runs=session.protocol.wants_one_file_runs)
-        present = _segments(runs)
-        if session.left or present != session.announced:
+        if session.left or (version != session.announced_version and _segments(runs) != session.announced()):
             session.n_catch_ups += 1
             if session.n_catch_ups == _CATCH_UPS_OF_A_CROWD:
                 session.crowded_until = time.monotonic() + _CROWDED_MAX_S
-            gone, new = session.left | (session.announced - present), present - session.announced
+            present, announced = _segments(runs), session.announced()
+            gone, new = session.left | (announced - present), present - announced
             self._drop(session, _runs(gone))
             session.left = set()
-            session.announced &= present
+            session.announced_segs &= present
             self._announce(session, _runs(new), version)
             return
-        session.announced = set()
+        session.announced_runs, session.announced_segs = [], set()
         session.attached_at = time.monotonic()
         self._memory.owner_set_state(session.owner_id, OwnerState.LIVE)
         self._send(session, Attached(ready.map_version), ())
@@ -580,6 +589,12 @@ class SessionTable:
             self._hooks.reaped(session, report)  # names it by its owner id
         finally:
             session.owner_id = 0
+
+
+def _refusal(error: DpdkmemError) -> End:
+    if isinstance(error, LimitExceeded) and error.errno in {errno.EMFILE, errno.ENFILE}:
+        return OUT_OF_DESCRIPTORS
+    return End(_end_code(error), retryable=False, text=str(error))
 
 
 def _end_code(error: DpdkmemError) -> EndCode:

@@ -79,7 +79,6 @@ class MessageType(enum.IntEnum):
     DONE = 10
     BYE = 11
     END = 12
-    TRIM = 13
 
 
 class EndCode(enum.IntEnum):
@@ -498,16 +497,6 @@ class Bye(_NoFds):
 
 
 @dataclass(frozen=True, slots=True)
-class Trim(_NoFds):
-    """C -> P: whole memsegs fell free (`shrink_wanted` of the control segment went from 0 to 1); not answered."""
-
-    TYPE: ClassVar[MessageType] = MessageType.TRIM
-
-    def _pack(self) -> bytes:
-        return _encode(self, _NOTHING)
-
-
-@dataclass(frozen=True, slots=True)
 class End(_NoFds):
     """P -> C, the last: why the session ends.
 
@@ -531,19 +520,7 @@ class End(_NoFds):
 
 
 Message: TypeAlias = (
-    Hello
-    | Welcome
-    | ListFiles
-    | Segments
-    | Synced
-    | Ready
-    | Attached
-    | Round
-    | Grow
-    | Done
-    | Bye
-    | End
-    | Trim
+    Hello | Welcome | ListFiles | Segments | Synced | Ready | Attached | Round | Grow | Done | Bye | End
 )
 
 
@@ -752,11 +729,6 @@ def _decode_bye(body: _Body) -> Bye:
     return Bye()
 
 
-def _decode_trim(body: _Body) -> Trim:
-    body.exactly(_NOTHING)
-    return Trim()
-
-
 def _decode_end(body: _Body) -> End:
     code, retryable, text = body.exactly(_TEXT)
     return End(int(code), _flag(retryable, 1), _string("the text", text))
@@ -777,7 +749,6 @@ _DECODERS: Final[Mapping[int, Callable[[_Body], Message]]] = {
     MessageType.DONE: _decode_done,
     MessageType.BYE: _decode_bye,
     MessageType.END: _decode_end,
-    MessageType.TRIM: _decode_trim,
 }
 
 

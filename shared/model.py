@@ -30,6 +30,14 @@ class SegState(enum.IntEnum):
     LEAVING = 3
 
 
+class SegFlag(enum.IntFlag):
+    """What a PRESENT memseg is besides: DM_SEG_ flags of types.h."""
+
+    NONE = 0
+    MINIMUM = 0x100
+    WARM = 0x400
+
+
 class OwnerState(enum.IntEnum):
     """What a session slot holds: nothing, a session on its way in, a living one, a dead one, or what a dead one left."""
 
@@ -97,6 +105,8 @@ class ListInfo:
     limit_segments: int
     version: int
     n_free_pages: int
+    n_warm: int
+    """Of n_present: in the warm reserve, in no heap yet."""
     numa_node: int
     supply: SupplyKind
     form: SegmentForm
@@ -115,6 +125,7 @@ class MemsegInfo:
     state: SegState
     n_pins: int
     is_minimum: bool
+    is_warm: bool
     numa_node: int
 
 
@@ -266,6 +277,7 @@ class SegRun:
     iova: int | None
     n_pins: int
     is_minimum: bool
+    is_warm: bool
 
 
 @dataclass(frozen=True, slots=True)

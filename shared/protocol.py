@@ -44,7 +44,6 @@ from dpdkmem.shared.messages import (
     RoundOp,
     Segments,
     Synced,
-    Trim,
     Welcome,
     decode,
 )
@@ -70,7 +69,6 @@ class Input(enum.Enum):
     GROW = "GROW"
     DONE = "DONE"
     BYE = "BYE"
-    TRIM = "TRIM"
     END = "END"
     CLOSED = "end of file"
     EXPIRED = "deadline"
@@ -80,7 +78,7 @@ class Input(enum.Enum):
     )  # members are singletons; Enum's own hash is a Python call, several in every message
 
 
-SENT_BY_SECONDARY: Final = frozenset({Input.HELLO, Input.READY, Input.GROW, Input.TRIM, Input.BYE})
+SENT_BY_SECONDARY: Final = frozenset({Input.HELLO, Input.READY, Input.GROW, Input.BYE})
 SENT_BY_PRIMARY: Final = frozenset(Input) - SENT_BY_SECONDARY - {Input.CLOSED, Input.EXPIRED}
 
 
@@ -222,7 +220,6 @@ PRIMARY_TABLE: Final[Mapping[tuple[PrimaryState, Input], PrimaryState]] = _table
             Input.DROP: _P.MEMBER,
             Input.GROW: _P.MEMBER,
             Input.DONE: _P.MEMBER,
-            Input.TRIM: _P.MEMBER,
             Input.BYE: _P.LEAVING,
             Input.END: _P.ENDED,
         },
@@ -277,7 +274,6 @@ SECONDARY_TABLE: Final[Mapping[tuple[SecondaryState, Input], SecondaryState]] = 
             Input.DROP: _S.MEMBER,
             Input.GROW: _S.MEMBER,
             Input.DONE: _S.MEMBER,
-            Input.TRIM: _S.MEMBER,
             Input.BYE: _S.LEAVING,
             Input.END: _S.ENDED,
         },
@@ -647,7 +643,7 @@ class _Conversation:
                         EndCode.PROTOCOL, f"DONE answers request {message.request_id}, which is not open"
                     )
                 return None
-            case Hello() | ListFiles() | Trim() | Bye() | End():
+            case Hello() | ListFiles() | Bye() | End():
                 return None
             case _:
                 assert_never(message)
@@ -739,7 +735,7 @@ class _Conversation:
 _ROLES: Final = frozenset(Role)
 _CAUSES: Final[Mapping[type[Message], Input]] = MappingProxyType(
     {kind: Input[kind.TYPE.name] for kind in (
-        Hello, Welcome, ListFiles, Segments, Synced, Ready, Attached, Round, Grow, Done, Bye, End, Trim,
+        Hello, Welcome, ListFiles, Segments, Synced, Ready, Attached, Round, Grow, Done, Bye, End,
     )}
 )  # fmt: skip
 

@@ -112,7 +112,7 @@ def segments_lines(report: SegmentsReport, style: Style) -> list[str]:
             _address(row["iova"]),
             Cell(row["state"], "" if row["state"] == "present" else "yellow"),
             str(row["n_pins"] or ""),
-            "minimum" if row["is_minimum"] else "",
+            "minimum" if row["is_minimum"] else "warm" if row["is_warm"] else "",
         )
         for row in report["segments"]
     ]

@@ -180,6 +180,7 @@ class ListFields(TypedDict):
     limit_bytes: int
     used_bytes: int
     free_bytes: int
+    warm_bytes: int
     version: int
     runs: list[RunFields]
     runs_are_cut: bool
@@ -211,6 +212,7 @@ class SegmentFields(TypedDict):
     state: str
     n_pins: int
     is_minimum: bool
+    is_warm: bool
 
 
 class PinFields(TypedDict):
@@ -602,7 +604,8 @@ def _control(memory: ReportSource) -> ControlFields:
 def _list(memory: ReportSource, row: ListInfo) -> ListFields:
     present_bytes = row.n_present * row.page_bytes
     # Both are counters of others: while they change, more may seem free than is present.
-    free_bytes = min(row.n_free_pages * HEAP_PAGE_BYTES, present_bytes)
+    warm_bytes = min(row.n_warm * row.page_bytes, present_bytes)
+    free_bytes = min(row.n_free_pages * HEAP_PAGE_BYTES, present_bytes - warm_bytes)
     runs = _present_runs(row, memory.seg_runs(row.list_idx, 0, MAX_RUNS + 1)[0])
     cells, cell_bytes = memory.list_occupancy(row.list_idx, OCCUPANCY_CELLS)
     return {
@@ -620,8 +623,9 @@ def _list(memory: ReportSource, row: ListInfo) -> ListFields:
         "limit_segments": row.limit_segments,
         "present_bytes": present_bytes,
         "limit_bytes": row.limit_segments * row.page_bytes,
-        "used_bytes": present_bytes - free_bytes,
+        "used_bytes": present_bytes - warm_bytes - free_bytes,
         "free_bytes": free_bytes,
+        "warm_bytes": warm_bytes,
         "version": row.version,
         "runs": runs[:MAX_RUNS],
         "runs_are_cut": len(runs) > MAX_RUNS,
@@ -666,6 +670,7 @@ def _segment(row: ListInfo, run: SegRun) -> SegmentFields:
         "state": _word(run.state),
         "n_pins": run.n_pins,
         "is_minimum": run.is_minimum,
+        "is_warm": run.is_warm,
     }
 
 

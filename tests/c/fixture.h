@@ -32,13 +32,8 @@ struct fixture {
 	int ctl_fd;
 	uint64_t ctl_bytes;
 	pthread_mutex_t growing;
-	_Atomic int n_rings, n_grows;
+	_Atomic int n_grows;
 };
-
-static inline void fixture_ring(void *ctx)
-{
-	((struct fixture *)ctx)->n_rings++;
-}
 
 static inline uint64_t fixture_find_absent(const struct fixture *f, const struct dm_list *l, uint64_t n)
 {
@@ -120,7 +115,6 @@ static inline void fixture_open(struct fixture *f)
 	CHECK(dm_control_create(&spec, &f->ctl_fd, &f->m.ctl) == 0);
 	f->ctl_bytes = f->m.ctl_bytes = f->m.ctl->total_bytes;
 	f->m.grow = fixture_grow;
-	f->m.ring = fixture_ring;
 	f->m.ctx = f;
 	atomic_store(&f->m.n_references, 1);
 	CHECK(dm_threads_open(&f->m) == 0);

@@ -97,6 +97,29 @@ static void work_as_a_primary(void)
 	dm_map_change(f.m.ctl, 2, 0, 2, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);
 }
 
+/* The parent has made two memsegs warm: both are claimed, one by one, and what is allocated there goes again. */
+static void work_from_the_warm_reserve(void)
+{
+	void *blocks[2];
+
+	for (int i = 0; i < 2; i++) {
+		struct dm_alloc_spec spec = { .bytes = 2 * MIB, .flags = DM_ALLOC_PRIVATE, .numa_node = 1 };
+
+		CHECK(dm_alloc(&f.m, &spec, &blocks[i]) == 0);
+	}
+	CHECK(dm_free(&f.m, blocks[1]) == 0);
+}
+
+/* As a primary does with what falls free. */
+static void keep_warm(void)
+{
+	char text[DM_ERROR_BYTES];
+
+	fixture_present(&f, 2, 0, 2, 0);
+	CHECK(dm_heap_warm_segments(&f.m, 2, 0, 2, text) == 0);
+	CHECK(dm_heap_take_segments(&f.m, 2, 0, 1, text) == 0);
+}
+
 /* Every lock once: takes over what the dead hold. */
 static void take_all_locks(void)
 {
@@ -262,6 +285,52 @@ static int a_primary_may_die_anywhere_in_the_heap(void)
 	return point - 1;
 }
 
+/* Whatever the state at the death, all of it goes. */
+static void take_all_of_list_2(void)
+{
+	struct dm_list *l = dm_list_at(f.m.ctl, 2);
+	char text[DM_ERROR_BYTES];
+
+	for (uint64_t seg = 0; seg < 2; seg++) {
+		if ((dm_seg_flags(f.m.ctl, l, seg) & 0xff) == DM_SEG_PRESENT)
+			CHECK(dm_heap_take_segments(&f.m, 2, seg, 1, text) == 0);
+		if (dm_seg_flags(f.m.ctl, l, seg) != DM_SEG_ABSENT)
+			dm_map_change(f.m.ctl, 2, seg, 1, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);
+	}
+	CHECK(l->n_present == 0 && l->n_warm == 0);
+	fixture_check_laws(&f);
+}
+
+static int who_claims_from_the_warm_reserve_may_die_anywhere(void)
+{
+	struct dm_list *l = dm_list_at(f.m.ctl, 2);
+	bool killed = true;
+	int point = 0;
+
+	while (killed) {
+		fixture_present(&f, 2, 0, 2, DM_SEG_WARM);
+		killed = was_killed(start_child(FIXTURE_CHILD, work_from_the_warm_reserve, ++point));
+		check_all(point);
+		CHECK(l->n_present == 2 && l->n_free_pages == (2 - l->n_warm) * 512);
+		take_all_of_list_2();
+		CHECK(point < MAX_POINTS);
+	}
+	return point - 1;
+}
+
+static int a_primary_may_die_anywhere_in_the_reserve(void)
+{
+	int point = 1;
+
+	for (; was_killed(start_child(FIXTURE_CHILD, keep_warm, point)); CHECK(++point < MAX_POINTS)) {
+		dm_heap_at(f.m.ctl, 1)->needs_rebuild = 1; /* as an adopting primary does */
+		check_all(point);
+		take_all_of_list_2();
+	}
+	take_all_of_list_2();
+	return point - 1;
+}
+
 static int whoever_takes_over_may_die_anywhere(int n_first)
 {
 	int n = 0;
@@ -302,16 +371,17 @@ static void a_waiter_may_die_anywhere(void)
 int main(void)
 {
 	struct dm_memzone z;
-	int n, n_primary, n_nested;
+	int n, n_primary, n_warm, n_nested;
 
 	fixture_open(&f);
 	prepare();
 	check_all(1);
 	n = a_secondary_may_die_anywhere();
 	n_primary = a_primary_may_die_anywhere_in_the_heap();
+	n_warm = who_claims_from_the_warm_reserve_may_die_anywhere() + a_primary_may_die_anywhere_in_the_reserve();
 	a_waiter_may_die_anywhere();
 	n_nested = whoever_takes_over_may_die_anywhere(n);
-	printf("killed at %d points of a secondary, %d of a primary, %d pairs\n", n, n_primary, n_nested);
+	printf("killed at %d points of a secondary, %d of a primary, %d of the warm reserve, %d pairs\n", n, n_primary, n_warm, n_nested);
 	for (int i = 0; i < 5; i++)
 		CHECK(dm_free(&f.m, parents.blocks[i]) == 0);
 	CHECK(dm_memzone_lookup(&f.m, "parent's", &z) == 0 && dm_memzone_free(&f.m, z.zone_idx, z.generation) == 0);

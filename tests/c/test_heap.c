@@ -287,28 +287,96 @@ static void a_pinned_memseg_stays_and_names_its_pin(void)
 	CHECK(dm_heap_free_runs(&f.m, 0, 0, runs, 4) == 1);
 }
 
-static void the_primary_is_rung_once_when_memsegs_fall_free(void)
+static void the_bell_is_rung_when_memsegs_fall_free(void)
 {
 	void *p = alloc_on(0, 20 * MIB, 0);
-	int before = f.n_rings;
 
-	f.m.ctl->shrink_wanted = 0;
+	f.m.ctl->bell = 0;
 	f.m.ctl->shrink_hysteresis = 3;
 	CHECK(dm_free(&f.m, p) == 0);
-	CHECK(f.n_rings == before + 1 && f.m.ctl->shrink_wanted == 1);
-	p = alloc_on(0, 20 * MIB, 0);
-	CHECK(dm_free(&f.m, p) == 0 && f.n_rings == before + 1); /* not answered yet */
-	f.m.ctl->shrink_wanted = 0;
+	CHECK(f.m.ctl->bell == 1);
+	f.m.ctl->bell = 0;
 	f.m.ctl->shrink_hysteresis = 1000;
 	p = alloc_on(0, 20 * MIB, 0);
-	CHECK(dm_free(&f.m, p) == 0 && f.n_rings == before + 1);
+	CHECK(dm_free(&f.m, p) == 0 && f.m.ctl->bell == 0);
 	f.m.ctl->shrink_hysteresis = 0;
+}
+
+static void who_finds_the_heap_full_claims_from_the_warm_reserve(void)
+{
+	struct dm_list *l = dm_list_at(f.m.ctl, 2);
+	struct dm_heap_stats before, after;
+	struct dm_run runs[4];
+	char *p, text[DM_ERROR_BYTES];
+	int n_grows = f.n_grows;
+
+	fixture_shrink(&f, 2);
+	CHECK(dm_heap_stats(&f.m, 1, &before) == 0 && l->n_present == 0);
+	fixture_present(&f, 2, 0, 1, DM_SEG_WARM);
+	fixture_present(&f, 2, 2, 2, DM_SEG_WARM);
+	CHECK(l->n_present == 3 && l->n_warm == 3 && dm_heap_free_runs(&f.m, 2, 0, runs, 4) == 0);
+	CHECK(dm_warm_runs(&f.m, 2, runs, 4) == 2 && runs[0].first_seg == 0 && runs[1].first_seg == 2 && runs[1].n_segs == 2);
+	CHECK(dm_heap_stats(&f.m, 1, &after) == 0 && after.total_bytes == before.total_bytes);
+	CHECK(alloc_on(1, 64, DM_ALLOC_NO_GROW) == NULL && l->n_warm == 3);
+	fixture_check_laws(&f);
+
+	p = alloc_on(1, 4 * MIB, 0); /* two in a row: not the first */
+	CHECK((uintptr_t)p == l->base_vaddr + 4 * MIB && l->n_warm == 1 && f.n_grows == n_grows);
+	f.m.ctl->bell = 0;
+	CHECK(alloc_on(1, 64, 0) != NULL && l->n_warm == 0 && f.m.ctl->bell == 1);
+	fixture_check_laws(&f);
+	CHECK(dm_free(&f.m, (void *)l->base_vaddr) == 0);
+
+	CHECK(dm_heap_warm_segments(&f.m, 2, 2, 1, text) == -EBUSY && strstr(text, "in use"));
+	CHECK(dm_heap_warm_segments(&f.m, 2, 0, 1, text) == 0 && l->n_warm == 1);
+	fixture_check_laws(&f);
+	CHECK(dm_heap_take_segments(&f.m, 2, 0, 1, text) == 0 && l->n_warm == 0);
+	CHECK(dm_seg_flags(f.m.ctl, l, 0) == DM_SEG_LEAVING);
+	dm_map_change(f.m.ctl, 2, 0, 1, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);
+	CHECK(dm_free(&f.m, p) == 0);
+	fixture_check_laws(&f);
+	fixture_shrink(&f, 2);
+	CHECK(l->n_present == 0);
+}
+
+static void a_claimed_memseg_cannot_be_given_up(void)
+{
+	struct dm_list *l = dm_list_at(f.m.ctl, 2);
+	char text[DM_ERROR_BYTES];
+	void *p;
+
+	fixture_present(&f, 2, 0, 2, DM_SEG_WARM);
+	p = alloc_on(1, 1 * MIB, 0);
+	CHECK(l->n_warm == 1);
+	CHECK(dm_heap_take_segments(&f.m, 2, 0, 2, text) == -EBUSY);
+	CHECK(dm_heap_take_segments(&f.m, 2, 1, 1, text) == 0 && l->n_warm == 0);
+	dm_map_change(f.m.ctl, 2, 1, 1, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);
+	CHECK(dm_free(&f.m, p) == 0);
+	fixture_shrink(&f, 2);
+	fixture_check_laws(&f);
+}
+
+static void a_rebuild_finds_the_warm_reserve(void)
+{
+	struct dm_list *l = dm_list_at(f.m.ctl, 2);
+	char text[DM_ERROR_BYTES];
+
+	fixture_present(&f, 2, 1, 3, DM_SEG_WARM);
+	l->n_warm = 77;
+	l->low_warm = 500;
+	dm_heap_at(f.m.ctl, 1)->needs_rebuild = 1;
+	fixture_check_laws(&f);
+	CHECK(l->n_warm == 3 && l->low_warm == 1);
+	CHECK(dm_heap_take_segments(&f.m, 2, 1, 3, text) == 0);
+	dm_map_change(f.m.ctl, 2, 1, 3, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);
+	fixture_check_laws(&f);
 }
 
 static void a_minimum_is_never_offered(void)
 {
 	struct dm_run runs[4];
 
+	fixture_present(&f, 2, 0, 1, 0);
 	fixture_present(&f, 2, 5, 1, DM_SEG_MINIMUM);
 	CHECK(dm_heap_free_runs(&f.m, 2, 0, runs, 4) == 1 && runs[0].first_seg == 0 && runs[0].n_segs == 1);
 	fixture_check_laws(&f);
@@ -457,7 +525,10 @@ int main(void)
 	tags_are_found_again_by_name();
 	free_memsegs_can_leave_and_used_ones_name_their_holder();
 	a_pinned_memseg_stays_and_names_its_pin();
-	the_primary_is_rung_once_when_memsegs_fall_free();
+	the_bell_is_rung_when_memsegs_fall_free();
+	who_finds_the_heap_full_claims_from_the_warm_reserve();
+	a_claimed_memseg_cannot_be_given_up();
+	a_rebuild_finds_the_warm_reserve();
 	a_minimum_is_never_offered();
 	memory_that_comes_while_the_lock_is_held_is_found_later();
 	random_operations_agree_with_a_shadow();

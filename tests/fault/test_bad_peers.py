@@ -141,7 +141,6 @@ FIRST = {
     "type_0": (header(0, 16), EndCode.PROTOCOL, ""),
     "type_77": (header(77, 16), EndCode.PROTOCOL, ""),
     "bye_first": (wire.Bye().encode(), EndCode.PROTOCOL, "CONNECTED"),
-    "trim_first": (wire.Trim().encode(), EndCode.PROTOCOL, "CONNECTED"),
     "ready_first": (wire.Ready(0, guarded=True).encode(), EndCode.PROTOCOL, "CONNECTED"),
     "grow_first": (wire.Grow(1, 4096, 0, 0, 0).encode(), EndCode.PROTOCOL, "CONNECTED"),
     "a_primarys_attached": (wire.Attached(0).encode(), EndCode.PROTOCOL, "CONNECTED"),
@@ -198,11 +197,6 @@ LATER = {
         "peer.send(hello()); peer.synced(); peer.send(wire.Grow(1, 4096, 0, 0, 0).encode())",
         EndCode.PROTOCOL,
         "GROW",
-    ),
-    "trim_before_attached": (
-        "peer.send(hello()); peer.synced(); peer.send(wire.Trim().encode())",
-        EndCode.PROTOCOL,
-        "TRIM",
     ),
     "ready_for_another_version": (
         "peer.send(hello()); peer.ready(peer.synced() + 1)",
@@ -436,9 +430,24 @@ result = n
     villain.kill()
 
 
-def test_a_trim_flood_starves_nobody(at: Scene, villain: Secondary) -> None:
-    in_villain(villain, at, "peer.attach(); result = 0")
-    villain.post("run", "for _ in range(30000): peer.send(wire.Trim().encode())")
+def test_who_rings_the_bell_without_end_starves_nobody(at: Scene, villain: Secondary) -> None:
+    # control.bell (docs/protocol.md), FUTEX_WAKE by syscall(2)
+    in_villain(
+        villain,
+        at,
+        "import ctypes, mmap\n"
+        "peer.attach()\n"
+        "control = mmap.mmap(peer.fds[0], mmap.PAGESIZE)\n"
+        "bell = ctypes.c_uint32.from_buffer(control, 448)\n"
+        "result = 0",
+    )
+    villain.post(
+        "run",
+        "libc = ctypes.CDLL(None)\n"
+        "for _ in range(100000):\n"
+        "    bell.value = 1\n"
+        "    libc.syscall(202, ctypes.byref(bell), 1, 1, None, None, 0)\n",
+    )
     start = time.monotonic()
     for _ in range(5):
         at.good_allocates()

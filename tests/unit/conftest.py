@@ -30,7 +30,6 @@ class PlainPrimary:
     def __init__(self) -> None:
         self.fds: dict[int, int] = {}
         self.requests: list[GrowRequest] = []
-        self.n_rings = 0
         self.limit = 16  # segments; beyond it the answer is no
         a_list = ListSpec(
             window_bytes=WINDOW_BYTES,
@@ -45,10 +44,7 @@ class PlainPrimary:
         spec = ControlSpec(
             prefix="unit", base_vaddr=BASE, lists=(a_list,), heap_nodes=(0,), iova_va=True, flags=0
         )
-        self.memory = PrimaryMemory.create(spec, self.grow, self.ring)
-
-    def ring(self) -> None:
-        self.n_rings += 1
+        self.memory = PrimaryMemory.create(spec, self.grow)
 
     def grow(self, request: GrowRequest) -> tuple[int, str]:
         self.requests.append(request)

@@ -81,7 +81,7 @@ def _world(config: MemoryConfig) -> Iterator[World]:
         for page_bytes in (SMALL, BIG)
     )
     memory = PrimaryMemory.create(
-        ControlSpec("t", BASE, lists, (0,), iova_va=True, flags=0), lambda _: (errno.ENOMEM, ""), lambda: None
+        ControlSpec("t", BASE, lists, (0,), iova_va=True, flags=0), lambda _: (errno.ENOMEM, "")
     )
     errors: list[BaseException] = []
     loop = Loop(errors.append)
@@ -164,21 +164,58 @@ def warm() -> Iterator[World]:
     yield from _world(MemoryConfig(node_limits_bytes=(16 * MIB,), warm_reserve_bytes=4 * MIB))
 
 
-def test_present_and_warm_memory_of_all_lists_never_pass_the_limit(warm: World) -> None:
-    warm.growth.warm_up()
+def fill(world: World) -> None:
+    world.growth.reserve.fill()
+    for _ in range(1000):
+        world.loop.turn(0.002)
+        if all(info.n_warm * info.page_bytes == 4 * MIB for info in world.memory.lists()):
+            return
+    raise AssertionError("the reserve is not full")
+
+
+def test_the_warm_reserve_counts_against_the_limit_and_gives_way_to_growth(warm: World) -> None:
+    fill(warm)
+    assert warm.made_bytes() == 8 * MIB
     for n_mib in range(2, 17, 2):
         assert warm.grow(SMALL, page_bytes=SMALL) is None
-        warm.growth.warm_up()
         assert n_mib * MIB <= warm.made_bytes() <= 16 * MIB
-    assert isinstance(warm.grow(SMALL), LimitExceeded)
+    error = warm.grow(SMALL, page_bytes=SMALL)
+    assert isinstance(error, LimitExceeded)
+    assert "--socket-limit" in error.text
     assert warm.made_bytes() == 16 * MIB
+    assert [info.n_warm for info in warm.memory.lists()] == [0, 0]
 
 
-def test_a_growth_takes_the_warm_pages(warm: World) -> None:
-    warm.growth.warm_up()
+def test_a_claim_from_the_warm_reserve_asks_nobody_and_is_made_good(warm: World) -> None:
+    fill(warm)
     before = warm.made_bytes()
-    assert warm.grow(SMALL, page_bytes=SMALL) is None
+    vaddr = warm.memory.alloc(MIB)  # the primary's answer to a growth would be no
     assert warm.made_bytes() == before
+    assert warm.memory.list(0).n_warm == 1
+    fill(warm)
+    warm.memory.free(vaddr)
+    warm.growth.shrink(0)
+    assert warm.memory.list(0).n_present == 2, "the reserve is full: what fell free goes"
+
+
+def test_what_falls_free_fills_the_reserve_without_a_page_made_or_given_back(warm: World) -> None:
+    fill(warm)
+    vaddr = warm.memory.alloc(MIB)
+    before = warm.made_bytes()
+    warm.memory.free(vaddr)
+    assert warm.growth.shrink(0) == 0
+    assert warm.made_bytes() == before
+    assert warm.memory.list(0).n_warm == 2
+
+
+def test_a_reserve_that_cannot_be_filled_fails_nobody(warm: World) -> None:
+    for one in warm.files:
+        one.failures["make"] = [HugepagesExhausted(errno.ENOSPC, "dry")] * 100
+    warm.growth.reserve.fill()
+    for _ in range(10):
+        warm.loop.turn(0.002)
+    assert warm.growth.stats.n_grow_failed == 0
+    assert warm.made_bytes() == 0
 
 
 def test_descriptors_are_the_same_after_all_that(world: World) -> None:

@@ -34,7 +34,7 @@ END = m.End(m.EndCode.PROTOCOL, retryable=False, text="so it is")
 
 ALL: Final[tuple[m.Message, ...]] = (
     HELLO, WELCOME, LIST_FILES, SEGMENTS, m.Synced(4), m.Ready(4, guarded=True), m.Attached(4), MAP, UNMAP, DROP, GROW, DONE,
-    m.Bye(), m.Trim(), END,
+    m.Bye(), END,
 )  # fmt: skip
 
 

@@ -43,7 +43,6 @@ MESSAGES: Final[dict[Input, m.Message]] = {
     Input.DROP: DROP,
     Input.GROW: GROW,
     Input.DONE: m.Done(1, 0, retryable=False, text=""),
-    Input.TRIM: m.Trim(),
     Input.BYE: m.Bye(),
     Input.END: END,
 }
@@ -273,7 +272,6 @@ def test_both_ends_agree_on_a_whole_session() -> None:
     assert primary.n_outstanding == secondary.n_outstanding == 2
     down(m.Done(3, 0, retryable=False, text=""))
     assert primary.n_outstanding == secondary.n_outstanding == 1
-    up(m.Trim())
     up(m.Bye())
     goodbye = m.End(m.EndCode.BYE, retryable=False, text="")
     assert down(goodbye) == [p.SessionEnded(goodbye, (2,))]

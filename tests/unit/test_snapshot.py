@@ -49,7 +49,7 @@ INFO = ControlInfo(
 )  # fmt: skip
 LIST = ListInfo(
     list_idx=0, base_vaddr=BASE, window_bytes=GIB, page_bytes=2 * MIB, kernel_page_bytes=2 * MIB, n_segments=512,
-    n_present=5, limit_segments=512, version=3, n_free_pages=1024, numa_node=0, supply=SupplyKind.HUGETLBFS,
+    n_present=5, limit_segments=512, version=3, n_free_pages=1024, n_warm=0, numa_node=0, supply=SupplyKind.HUGETLBFS,
     form=SegmentForm.PER_SEGMENT, heap_idx=0,
 )  # fmt: skip
 OWNERS = {
@@ -62,7 +62,7 @@ OWNERS = {
 def run(
     first: int, n: int, state: SegState = SegState.PRESENT, *, pins: int = 0, iova: int | None = None
 ) -> SegRun:
-    return SegRun(0, first, n, state, iova, pins, is_minimum=False)
+    return SegRun(0, first, n, state, iova, pins, is_minimum=False, is_warm=False)
 
 
 class FakeMemory:
