@@ -326,7 +326,7 @@ _OWN_OPTIONS: Final = (
         _O,
         _VALUE,
         "SIZE",
-        "Keep up to this much memory of each list made and zeroed ahead of the next growth. Counts against the limits. Default: 0.",
+        "Keep this much memory of each list ready ahead of the next growth, which then takes microseconds. Counts against the limits. Default: 0.",
         primary_only=True,
     ),
     Option(

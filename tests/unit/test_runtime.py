@@ -47,6 +47,7 @@ def test_the_process_itself_is_the_default(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_paths_are_the_documented_ones() -> None:
     paths = runtime_paths("rte", Path("/run"))
+    assert max(map(str, paths.sockets), key=len) == str(paths.telemetry_socket)
     assert [str(path) for path in (*paths.sockets, paths.lock)] == [
         "/run/dpdkmem/rte/session.sock",
         "/run/dpdkmem/rte/admin.sock",
