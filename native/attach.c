@@ -218,17 +218,27 @@ static void follower_free(struct dm_follower *f)
 	free(f);
 }
 
+/* With a guard in hand before HELLO, the primary need not wait for READY where all memory is in one-file lists. */
 static int connect_and_start(struct dm_memory *m, const char *path, char *error, size_t error_bytes)
 {
 	struct dm_follower *f = m->follower;
 	struct stat st;
-	int err = connect_to(path, &f->app_fd, error, error_bytes);
+	int guard = -1, err;
 
-	if (err)
+	if (!(f->flags & DM_ATTACH_NO_GUARD))
+		dm_guard_open(-1, &guard);
+	err = connect_to(path, &f->app_fd, error, error_bytes);
+	if (err) {
+		if (guard >= 0)
+			close(guard);
 		return err;
+	}
 	if (!fstat(f->app_fd, &st))
 		f->app_inode = st.st_ino;
+	f->uffd = guard;
 	err = dm_follower_start(f);
+	if (guard >= 0 && f->own_table) /* the follower has a copy; else this is its only one */
+		close(guard);
 	if (err)
 		snprintf(error, error_bytes, "%s", f->error);
 	return err;

@@ -32,14 +32,29 @@ enum {
 	PRIMARY_STARTING = 1, PRIMARY_SERVING = 2, /* control.primary_state */
 };
 
+static void close_between(int low, int high)
+{
+	if (high - low > 1)
+		syscall(SYS_close_range, (unsigned int)(low + 1), (unsigned int)(high - 1), 0u);
+}
+
+/* other: -1 none. */
+static void close_all_but(int sock, int other)
+{
+	int low = other < sock ? other : sock, high = other < sock ? sock : other;
+
+	close_between(-1, low);
+	close_between(low, high);
+	close_between(high, INT32_MAX);
+}
+
 static void take_own_table(struct dm_follower *f)
 {
 	f->own_table = !unshare(CLONE_FILES);
 	f->sock = f->app_fd;
 	if (!f->own_table) /* not allowed: shared with the program, which then must not close what is not its own */
 		return;
-	syscall(SYS_close_range, 0u, (unsigned int)f->sock - 1, 0u);
-	syscall(SYS_close_range, (unsigned int)f->sock + 1, ~0u, 0u);
+	close_all_but(f->sock, f->uffd);
 }
 
 static void report_start(struct dm_follower *f, int status)
@@ -232,6 +247,7 @@ static void *follower_thread(void *arg)
 	take_own_table(f);
 	err = dm_handshake(f);
 	if (err) {
+		dm_say_goodbye(f->sock); /* else the primary, which may count us a member already, waits for this process's death */
 		dm_follower_dismantle(f);
 		report_start(f, err);
 		return NULL;
@@ -246,13 +262,18 @@ static void *follower_thread(void *arg)
 int dm_follower_start(struct dm_follower *f)
 {
 	sigset_t all, old;
-	int err;
+	int err = dm_say_hello(f, f->app_fd);
 
+	if (err) {
+		close_fd(&f->uffd);
+		return err;
+	}
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	err = pthread_create(&f->thread, NULL, follower_thread, f);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (err) {
+		close_fd(&f->uffd);
 		snprintf(f->error, sizeof(f->error), "cannot start the follower's thread: %s", strerror(err));
 		return -err;
 	}

@@ -86,6 +86,7 @@ int dm_packet_receive(int sock, struct dm_packet *p, int timeout_ms, char *error
 void dm_packet_close(struct dm_packet *p);
 
 /* handshake.c: HELLO to ATTACHED. On failure f->error says why; what it made is undone by dm_follower_dismantle(). */
+int dm_say_hello(struct dm_follower *f, int sock);
 int dm_handshake(struct dm_follower *f);
 
 /* rounds.c */

@@ -1,6 +1,7 @@
 /* handshake.c - from a connected socket to a member of all rounds: HELLO, WELCOME, the snapshot, READY, ATTACHED.
  *
- * Owns: the order of these messages on the secondary's side, and the deadline for all of them together.
+ * Owns: the order of these messages on the secondary's side, and the deadline for all of them together. HELLO goes out before
+ * the follower's thread is made: the primary works meanwhile.
  * Rules: what arrives is judged against our own tables: the control segment must carry our layout and the window that
  * WELCOME named. Each resource goes into struct dm_follower as soon as it exists, so dm_follower_dismantle() finds it.
  * If this process dies half-way, the primary sees the end of its socket and forgets the session: nobody waited for it. */
@@ -23,7 +24,7 @@ static int64_t now_ms(void)
 
 #define FAIL(f, err, ...) (snprintf((f)->error, sizeof((f)->error), __VA_ARGS__), (err))
 
-static int send_hello(struct dm_follower *f)
+int dm_say_hello(struct dm_follower *f, int sock)
 {
 	struct dm_wire_hello hello = {
 		.h = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_HELLO, .bytes = sizeof(hello)},
@@ -31,12 +32,12 @@ static int send_hello(struct dm_follower *f)
 		.version_max = DM_WIRE_VERSION,
 		.layout_version = DM_LAYOUT_VERSION,
 		.role = DM_ROLE_WORKER,
-		.flags = f->flags & DM_ATTACH_NO_GUARD ? DM_HELLO_NO_GUARD : 0,
+		.flags = f->flags & DM_ATTACH_NO_GUARD ? DM_HELLO_NO_GUARD : f->uffd >= 0 ? DM_HELLO_GUARDED : 0,
 	};
 	int err;
 
 	memcpy(hello.name, f->name, sizeof(hello.name));
-	err = dm_packet_send(f->sock, &hello, sizeof(hello));
+	err = dm_packet_send(sock, &hello, sizeof(hello));
 	if (err == -EPIPE) /* refused before it asked (too many sessions): the END that says why can still be read */
 		return 0;
 	return err ? FAIL(f, err, "cannot send HELLO to the primary: %s", strerror(-err)) : 0;
@@ -126,7 +127,7 @@ static int reserve(struct dm_follower *f, const struct dm_wire_welcome *w)
 /* The guard is wanted where there are one-file lists; where it cannot be had, ranges are mapped by rounds. */
 static void open_guard(struct dm_follower *f, int device_fd)
 {
-	f->guarded = !(f->flags & DM_ATTACH_NO_GUARD) && !dm_guard_open(device_fd, &f->uffd);
+	f->guarded = f->uffd >= 0 || (!(f->flags & DM_ATTACH_NO_GUARD) && !dm_guard_open(device_fd, &f->uffd));
 }
 
 static int welcome(struct dm_follower *f, struct dm_packet *p)
@@ -220,11 +221,8 @@ int dm_handshake(struct dm_follower *f)
 {
 	int64_t deadline_ms = now_ms() + f->timeout_ms;
 	struct dm_packet p;
-	int rc = send_hello(f);
+	int rc = expect(f, &p, deadline_ms);
 
-	if (rc)
-		return rc;
-	rc = expect(f, &p, deadline_ms);
 	if (rc < 0)
 		return rc;
 	rc = welcome(f, &p);

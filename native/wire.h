@@ -51,7 +51,7 @@ struct dm_wire_hello {
 	char name[32];
 };
 static_assert(sizeof(struct dm_wire_hello) == 64, "wire");
-enum { DM_HELLO_NO_GUARD = 1 };
+enum { DM_HELLO_NO_GUARD = 1, DM_HELLO_GUARDED = 2 };
 
 struct dm_wire_welcome {
 	struct dm_wire_header h;

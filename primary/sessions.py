@@ -312,6 +312,7 @@ class SessionTable:
         self._loop.add(channel.fileno(), READABLE, lambda events: self._on_socket(session, events))
         self._loop.add(session.pidfd.fileno(), READABLE, lambda _: self._on_death(session))
         self._set_timer(session)
+        self._on_socket(session, READABLE)  # HELLO follows connect(2) at once: it is mostly there
 
     def _admit(self, channel: SeqpacketChannel) -> Session:
         peer = channel.credentials()
@@ -371,9 +372,22 @@ class SessionTable:
         except PeerProtocolError as error:
             self._refuse(session, error)
         except PeerGone as error:
+            self._read_the_rest(session)
             self.end(session, None, str(error))
         except ResourceError as error:
             self.end(session, End(EndCode.LIMIT, retryable=True, text=str(error)), str(error))
+
+    def _read_the_rest(self, session: Session) -> None:
+        """Read what a peer that closed had sent before: it may have said goodbye, and then nobody waits for its death."""
+        for _ in range(_PACKETS_PER_TURN):
+            try:
+                if session.over or not self._receive(session):
+                    return
+            except PeerGone:  # of an answer, or the end of file
+                continue
+            except DpdkmemError as error:
+                _LOG.debug("what %s sent last: %s", session.describe(), error)
+                return
 
     def _receive(self, session: Session) -> bool:
         packet = session.channel.recv()
@@ -428,7 +442,10 @@ class SessionTable:
         if files:
             self._send(session, ListFiles(tuple(idx for idx, _ in files)), tuple(fd for _, fd in files))
         runs, version = self._hooks.snapshot(one_file_runs=session.protocol.wants_one_file_runs)
-        self._announce(session, runs, version)
+        if session.protocol.is_guarded and not runs:  # nothing that READY could confirm
+            self._attach(session, version)
+        else:
+            self._announce(session, runs, version)
 
     def _announce(self, session: Session, runs: Sequence[Run], version: int) -> None:
         one_file = {idx for idx, _ in self._hooks.list_files()}
@@ -473,9 +490,12 @@ class SessionTable:
             self._announce(session, _runs(new), version)
             return
         session.announced_runs, session.announced_segs = [], set()
+        self._attach(session, ready.map_version)
+
+    def _attach(self, session: Session, version: int) -> None:
         session.attached_at = time.monotonic()
         self._memory.owner_set_state(session.owner_id, OwnerState.LIVE)
-        self._send(session, Attached(ready.map_version), ())
+        self._send(session, Attached(version), ())
         self._hooks.joined(session)
 
     def _drop(self, session: Session, runs: Sequence[Run]) -> None:

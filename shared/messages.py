@@ -99,6 +99,7 @@ class HelloFlag(enum.IntFlag, boundary=enum.KEEP):
     """What a secondary says of itself; unknown bits are kept for `protocol.py` to refuse."""
 
     NO_GUARD = 1  # userfaultfd cannot be used: SEGMENTS and rounds are wanted for one-file lists too
+    GUARDED = 2  # it holds its userfaultfd already: whoever has nothing else to map needs no READY
 
 
 class Role(enum.IntEnum):

@@ -196,6 +196,7 @@ PRIMARY_TABLE: Final[Mapping[tuple[PrimaryState, Input], PrimaryState]] = _table
             Input.LIST_FILES: _P.SYNCING,
             Input.SEGMENTS: _P.SYNCING,
             Input.SYNCED: _P.SYNCED,
+            Input.ATTACHED: _P.MEMBER,
             Input.BYE: _P.LEAVING,
             Input.END: _P.ENDED,
         },
@@ -203,6 +204,7 @@ PRIMARY_TABLE: Final[Mapping[tuple[PrimaryState, Input], PrimaryState]] = _table
             Input.SEGMENTS: _P.SYNCING,
             Input.DROP: _P.SYNCING,
             Input.SYNCED: _P.SYNCED,
+            Input.ATTACHED: _P.MEMBER,
             Input.BYE: _P.LEAVING,
             Input.END: _P.ENDED,
         },
@@ -250,6 +252,7 @@ SECONDARY_TABLE: Final[Mapping[tuple[SecondaryState, Input], SecondaryState]] = 
             Input.LIST_FILES: _S.SYNCING,
             Input.SEGMENTS: _S.SYNCING,
             Input.SYNCED: _S.MAPPING,
+            Input.ATTACHED: _S.MEMBER,
             Input.BYE: _S.LEAVING,
             Input.END: _S.ENDED,
         },
@@ -257,6 +260,7 @@ SECONDARY_TABLE: Final[Mapping[tuple[SecondaryState, Input], SecondaryState]] = 
             Input.SEGMENTS: _S.SYNCING,
             Input.DROP: _S.SYNCING,
             Input.SYNCED: _S.MAPPING,
+            Input.ATTACHED: _S.MEMBER,
             Input.BYE: _S.LEAVING,
             Input.END: _S.ENDED,
         },
@@ -341,15 +345,15 @@ class PrimarySession:
 
     @property
     def is_guarded(self) -> bool:
-        """Whether one-file lists are mapped whole under the guard, as READY said."""
+        """Whether one-file lists are mapped whole under the guard, as HELLO or READY said."""
         return self._talk.is_guarded is True
 
     @property
     def wants_one_file_runs(self) -> bool:
         """Whether segments of one-file lists must be announced: by HELLO until READY, by READY from then on.
 
-        A secondary that hoped for a guard and did not get it says so in READY only: its catching up then holds all present
-        segments of one-file lists.
+        A secondary that said neither, hoped for a guard and did not get it says so in READY only: its catching up then holds
+        all present segments of one-file lists.
         """
         return self._talk.wants_one_file_runs
 
@@ -448,8 +452,8 @@ class PrimarySession:
             )
         if hello.role not in _ROLES:
             return _Fault(EndCode.NOT_PERMITTED, f"there is no role {hello.role}")
-        if int(hello.flags) & ~int(HelloFlag.NO_GUARD):
-            return _Fault(EndCode.MODE, f"HELLO has flags {hello.flags:#x} that this primary does not know")
+        if int(hello.flags) not in {0, HelloFlag.NO_GUARD, HelloFlag.GUARDED}:
+            return _Fault(EndCode.MODE, f"HELLO has flags {hello.flags:#x}, which this primary does not know")
         return None
 
 
@@ -608,7 +612,8 @@ class _Conversation:
 
     hello: Hello | None = None
     synced_version: int | None = None
-    is_guarded: bool | None = None  # None before READY
+    is_guarded: bool | None = None  # None before it was said
+    is_confirmed: bool = False  # what was announced is mapped
     outstanding: dict[int, Grow] = field(default_factory=dict)
     open_rounds: dict[int, Round] = field(default_factory=dict)  # slot -> its last message
     done_rounds: dict[int, int] = field(default_factory=dict)  # slot -> the id of its last whole round
@@ -632,7 +637,7 @@ class _Conversation:
             case Ready():
                 return self._ready_fault(message)
             case Attached():
-                return self._version_fault("ATTACHED", message.map_version)
+                return self._attached_fault(message)
             case Round():
                 return self._round_fault(message)
             case Grow():
@@ -653,10 +658,16 @@ class _Conversation:
         match message:
             case Hello():
                 self.hello = message
+                if HelloFlag.GUARDED in message.flags:
+                    self.is_guarded = self.is_confirmed = True
+            case Segments():
+                self.is_confirmed = False
             case Synced():
                 self.synced_version = message.map_version
+                self.is_confirmed = False
             case Ready():
                 self.is_guarded = message.guarded
+                self.is_confirmed = True
             case Round() if message.is_acknowledged and message.last:
                 self.open_rounds.pop(message.slot, None)
                 self.done_rounds[message.slot] = message.round_id
@@ -699,8 +710,17 @@ class _Conversation:
 
     def _ready_fault(self, message: Ready) -> _Fault | None:
         if self.is_guarded is not None and message.guarded is not self.is_guarded:
-            return _Fault(EndCode.PROTOCOL, "READY takes back what an earlier READY said of the guard")
+            return _Fault(
+                EndCode.PROTOCOL, "READY takes back what HELLO or an earlier READY said of the guard"
+            )
         return self._version_fault("READY", message.map_version)
+
+    def _attached_fault(self, message: Attached) -> _Fault | None:
+        if not self.is_confirmed:
+            return _Fault(EndCode.PROTOCOL, "ATTACHED before READY, which only GUARDED in HELLO spares")
+        return (
+            self._version_fault("ATTACHED", message.map_version) if self.synced_version is not None else None
+        )
 
     def _version_fault(self, name: str, map_version: int) -> _Fault | None:
         if map_version != self.synced_version:

@@ -265,7 +265,7 @@ def test_a_member_without_descriptors_makes_growth_fail_cleanly_everywhere() -> 
     with party(3, *PER_SEGMENT) as (primary, _crew, (one, poor, other)):
         before = primary.descriptors()
         poor.run("import resource; limits = resource.getrlimit(resource.RLIMIT_NOFILE)")
-        poor.run("resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))")
+        poor.run("resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))")
         for who in (one, other, poor):
             error = malloc_error(who, MIB)
             assert error.kind == "LimitExceeded"

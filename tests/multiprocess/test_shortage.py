@@ -264,7 +264,7 @@ def test_no_descriptors_in_a_secondary(form: Form, form_args: tuple[str, ...]) -
     with start_primary(*form_args) as primary, Crew() as crew:
         asker, poor, third = crew.attach(3)
         _soft, hard = resource.prlimit(poor.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(poor.pid, resource.RLIMIT_NOFILE, (3, hard))
+        resource.prlimit(poor.pid, resource.RLIMIT_NOFILE, (1, hard))
         before = Costs.now(form, primary, [asker, poor, third])
         with pytest.raises(RemoteFailure) as failure:
             asker.malloc(4 * PAGE)

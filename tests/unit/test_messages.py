@@ -144,6 +144,7 @@ def test_constants_are_those_of_wire_h(in_c: Mapping[str, int]) -> None:
     assert in_c["DM_ROUND_LAST"] == m._ROUND_LAST
     assert in_c["DM_ALLOC_IOVA_CONTIG"] == m._GROW_IOVA_CONTIGUOUS
     assert in_c["DM_HELLO_NO_GUARD"] == m.HelloFlag.NO_GUARD
+    assert in_c["DM_HELLO_GUARDED"] == m.HelloFlag.GUARDED
     assert in_c["DM_ROLE_WORKER"] == m.Role.WORKER
 
 

@@ -24,6 +24,7 @@ Session: TypeAlias = PrimarySession | SecondarySession
 State: TypeAlias = PrimaryState | SecondaryState
 
 HELLO = m.Hello(1, 1, 1, m.Role.WORKER, m.HelloFlag(0), "tester")
+GUARDED_HELLO = replace(HELLO, flags=m.HelloFlag.GUARDED)
 WELCOME = m.Welcome(1, 1, 2, userfaultfd=False, session_id=bytes(16), control_bytes=4096, base_vaddr=1 << 32, window_bytes=1 << 30)  # fmt: skip
 RUNS = (m.Run(0, 0, 1),)
 ROUND = m.Round(7, 0, m.RoundOp.MAP, last=True, event_seq=0, runs=RUNS, n_fds=1)
@@ -32,7 +33,7 @@ GROW = m.Grow(2, 100, 0, 0, 0)
 END = m.End(m.EndCode.SHUTDOWN, retryable=True, text="the primary ends")
 
 MESSAGES: Final[dict[Input, m.Message]] = {
-    Input.HELLO: HELLO,
+    Input.HELLO: GUARDED_HELLO,
     Input.WELCOME: WELCOME,
     Input.LIST_FILES: m.ListFiles((0,)),
     Input.SEGMENTS: m.Segments(RUNS, 1),
@@ -357,8 +358,9 @@ def test_an_unknown_role_is_not_permitted() -> None:
 
 
 def test_an_unknown_flag_of_hello_is_refused_but_not_before_the_version() -> None:
+    for flags in (m.HelloFlag(6), m.HelloFlag.NO_GUARD | m.HelloFlag.GUARDED):
+        breach(primary_in(PrimaryState.CONNECTED), replace(HELLO, flags=flags), m.EndCode.MODE)
     hello = replace(HELLO, flags=m.HelloFlag(6))
-    breach(primary_in(PrimaryState.CONNECTED), hello, m.EndCode.MODE)
     breach(
         primary_in(PrimaryState.CONNECTED), replace(hello, version_min=2, version_max=2), m.EndCode.VERSION
     )
@@ -373,6 +375,39 @@ def test_ready_and_attached_name_the_version_of_the_last_synced() -> None:
     misuse(secondary_in(SecondaryState.MAPPING), m.Ready(5, guarded=True))
     misuse(primary_in(PrimaryState.CATCHING_UP), m.Attached(5))
     breach(secondary_in(SecondaryState.READY), m.Attached(5))
+
+
+@pytest.mark.parametrize("state", [PrimaryState.WELCOMED, PrimaryState.SYNCING])
+def test_who_is_guarded_and_was_told_of_no_segments_is_attached_without_ready(state: PrimaryState) -> None:
+    session = primary_in(state)
+    session.send(m.Attached(9), START)
+    assert session.state is PrimaryState.MEMBER
+    assert session.is_guarded
+
+
+def test_who_is_guarded_but_was_told_of_segments_must_be_ready_first() -> None:
+    session, twin = primary_in(PrimaryState.SYNCING), secondary_in(SecondaryState.SYNCING)
+    session.send(MESSAGES[Input.SEGMENTS], START)
+    twin.receive(MESSAGES[Input.SEGMENTS], START)
+    misuse(session, m.Attached(4))
+    breach(twin, m.Attached(4))
+
+
+def test_who_did_not_say_guarded_must_be_ready_first() -> None:
+    session = PrimarySession(SUPPORTED, START)
+    session.receive(HELLO, START)
+    session.send(WELCOME, START)
+    misuse(session, m.Attached(4))
+
+
+def test_catching_up_ends_with_ready() -> None:
+    session = primary_in(PrimaryState.CATCHING_UP)
+    session.send(DROP, START)
+    session.send(MESSAGES[Input.SEGMENTS], START)
+    misuse(session, m.Attached(4))
+    session.send(MESSAGES[Input.SYNCED], START)
+    session.receive(MESSAGES[Input.READY], START)
+    session.send(m.Attached(4), START)
 
 
 def test_the_version_of_synced_never_falls() -> None:
@@ -393,7 +428,10 @@ def test_one_file_segments_are_only_for_who_has_no_guard() -> None:
 
 
 def test_who_did_not_get_the_guard_says_so_in_ready_and_gets_the_segments_then() -> None:
-    session = primary_in(PrimaryState.SYNCED)
+    session = PrimarySession(SUPPORTED, START)
+    session.receive(HELLO, START)
+    for cause in TO_SYNCED[1:]:
+        happen(session, cause)
     before = session.wants_one_file_runs
     session.receive(m.Ready(4, guarded=False), START)
     assert (before, session.wants_one_file_runs) == (False, True)
