@@ -1191,16 +1191,16 @@ class PrimaryMemory(Memory):
 
 
 def supply_create(kind: SupplyKind, page_bytes: int, file_bytes: int, name: str) -> int:
-    """Make a file for memory, without pages; return its descriptor, which is the caller's.
+    """Make a memfd for memory, without pages; return its descriptor, which is the caller's.
 
     Args:
-        kind: of the supply.
+        kind: HUGETLB_MEMFD or PLAIN_MEMFD; files on hugetlbfs are primary/hugetlbfs.py's.
         page_bytes: huge page size; 4096 for plain memfds.
         file_bytes: a multiple of it.
-        name: of the memfd, or the path of a hugetlbfs file that must not exist.
+        name: of the memfd, as /proc/PID/maps shows it.
 
     Raises:
-        ResourceError: of memfd_create(2), open(2), ftruncate(2); nothing stays behind.
+        ResourceError: of memfd_create(2), ftruncate(2); EINVAL of another kind. Nothing stays behind.
     """
     c_name = ffi.new("char[]", os.fsencode(name))
     spec = ffi.new("struct dm_supply_spec *")

@@ -32,11 +32,11 @@ struct dm_control_spec {
 	uint32_t iova_mode, flags, primary_pid;
 };
 struct dm_supply_spec {
-	uint32_t kind;              /* 0 hugetlbfs, 1 hugetlb memfd, 2 plain memfd */
+	uint32_t kind;              /* 1 hugetlb memfd, 2 plain memfd */
 	uint32_t reserved;
 	uint64_t page_bytes;        /* huge page size; 4096 for plain memfds */
 	uint64_t file_bytes;
-	const char *name;           /* memfd name, or path of a hugetlbfs file, which must not exist */
+	const char *name;           /* what /proc/PID/maps shows after "memfd:" */
 };
 struct dm_reap_report {
 	uint64_t n_reclaimed, reclaimed_bytes, n_orphaned, orphaned_bytes, n_zones_orphaned, n_locks;

@@ -1,19 +1,18 @@
 /* supply.c - the files that memory comes from, and the pages in them.
  *
- * Owns: memfd_create(2) and open(2) for segments, fallocate(2) to make and to punch pages, the thread's NUMA policy
+ * Owns: memfd_create(2) for segments, fallocate(2) to make and to punch pages, the thread's NUMA policy
  * meanwhile.
  * Rules: a page is made by fallocate(2), so that a shortage is an error here and never SIGBUS in somebody's access.
  * hugetlbfs follows only the calling thread's policy in fallocate(2), never mbind(2) (Linux 6.18, fs/hugetlbfs/inode.c),
  * so the policy is set around it and restored. A fallocate(2) that fails half-way leaves what it made: exactly that is
- * punched. Every file is 0600 before its descriptor can leave, and sealed against truncation where it is a memfd.
- * Leaves out: which pages to make, limits, IOVA: primary/memsegs.py decides. */
+ * punched. A memfd is 0600 and sealed against truncation before its descriptor can leave.
+ * Leaves out: files on hugetlbfs (primary/hugetlbfs.py makes them); which pages to make, limits, IOVA. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/memfd.h>
 #include <linux/mempolicy.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -26,45 +25,28 @@ enum { MAX_NODES = 1024 }; /* bits of a node mask, Linux MAX_NUMNODES at most */
 #define MFD_HUGE_SHIFT 26 /* linux/memfd.h */
 #endif
 
-static int open_memfd(const struct dm_supply_spec *spec)
-{
-	unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
-
-	if (spec->kind == DM_SUPPLY_HUGETLB_MEMFD)
-		flags |= MFD_HUGETLB | (unsigned int)__builtin_ctzll(spec->page_bytes) << MFD_HUGE_SHIFT;
-	return memfd_create(spec->name, flags);
-}
-
-/* The shared flock marks the file as in use: who cleans up stale files of this prefix removes only unlocked ones. */
-static int open_hugetlbfs(const struct dm_supply_spec *spec)
-{
-	int fd = open(spec->name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-
-	if (fd >= 0)
-		flock(fd, LOCK_SH | LOCK_NB);
-	return fd;
-}
-
 static int size_and_seal(const struct dm_supply_spec *spec, int fd)
 {
-	if (fchmod(fd, 0600) || ftruncate(fd, (off_t)spec->file_bytes))
+	if (fchmod(fd, 0600) || ftruncate(fd, (off_t)spec->file_bytes) ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
 		return -errno;
-	if (spec->kind == DM_SUPPLY_HUGETLBFS) /* knows no seals */
-		return 0;
-	return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) ? -errno : 0;
+	return 0;
 }
 
 int dm_supply_create(const struct dm_supply_spec *spec, int *fd)
 {
-	int new_fd = spec->kind == DM_SUPPLY_HUGETLBFS ? open_hugetlbfs(spec) : open_memfd(spec);
-	int err;
+	unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+	int new_fd, err;
 
+	if (spec->kind == DM_SUPPLY_HUGETLB_MEMFD)
+		flags |= MFD_HUGETLB | (unsigned int)__builtin_ctzll(spec->page_bytes) << MFD_HUGE_SHIFT;
+	else if (spec->kind != DM_SUPPLY_PLAIN_MEMFD)
+		return -EINVAL;
+	new_fd = memfd_create(spec->name, flags);
 	if (new_fd < 0)
 		return -errno;
 	err = size_and_seal(spec, new_fd);
 	if (err) {
-		if (spec->kind == DM_SUPPLY_HUGETLBFS)
-			unlink(spec->name);
 		close(new_fd);
 		return err;
 	}

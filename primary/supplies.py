@@ -1,7 +1,7 @@
 """Where segments come from: the two forms of files behind a memseg list, for all three supplies.
 
 Owns every file of segment memory: its descriptor, its pages, its name, and the primary's own mapping of it. The supply
-(hugetlbfs, hugetlb memfd, plain memfd) only says how a file is made (native/supply.c); the form is a class:
+(hugetlbfs, hugetlb memfd, plain memfd) only says how a file is made (native/supply.c, hugetlbfs.py); the form is a class:
 
 * `PerSegmentFiles`: a file for each segment, mapped one by one;
 * `OneFile`: one sparse file, mapped once as a whole under the guard, grown by fallocate(2) and shrunk by punching.

@@ -463,12 +463,11 @@ def test_a_memfd_is_sealed_and_its_pages_come_and_go() -> None:
     os.close(fd)
 
 
-def test_a_file_that_exists_is_refused(tmp_path: Path) -> None:
-    taken = tmp_path / "map_0"
-    taken.touch()
+def test_a_file_on_hugetlbfs_is_not_made_here(tmp_path: Path) -> None:
     with pytest.raises(ResourceError) as caught:
-        native.supply_create(SupplyKind.HUGETLBFS, SEG_BYTES, SEG_BYTES, str(taken))
-    assert caught.value.errno == errno.EEXIST
+        native.supply_create(SupplyKind.HUGETLBFS, SEG_BYTES, SEG_BYTES, str(tmp_path / "map_0"))
+    assert caught.value.errno == errno.EINVAL
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("same_descriptors")
