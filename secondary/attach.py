@@ -14,7 +14,6 @@ import errno
 import os
 import sys
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem.native import AttachFlag, SecondaryMemory
@@ -174,13 +173,11 @@ def attach(
 
 
 def _session_name(name: str | None) -> str:
-    name = name or Path(sys.argv[0] if sys.argv else "").name or "python"
+    name = name or os.path.basename(sys.argv[0] if sys.argv else "") or "python"  # noqa: PTH119
     return name.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
 
 
 def _session_socket(prefix: str) -> str:
     """Return where the prefix's primary listens: its socket file, or the name that it takes where it can make no files."""
-    paths = runtime.runtime_paths(prefix)
-    return (
-        os.fspath(paths.session_socket) if paths.session_socket.exists() else abstract_session_socket(paths)
-    )
+    path = runtime.session_socket_path(prefix)
+    return path if os.path.exists(path) else abstract_session_socket(runtime.runtime_paths(prefix))  # noqa: PTH110

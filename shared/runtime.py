@@ -33,6 +33,7 @@ MAX_PREFIX_BYTES: Final = 64  # keeps the abstract names of prefix_lock below 10
 OWN_FOLDER: Final = "dpdkmem"
 DPDK_FOLDER: Final = "dpdk"
 LOCK_NAME: Final = "lock"
+SESSION_SOCKET: Final = "session.sock"
 RESERVED_NAME: Final = "reserved.json"
 
 _PRIVATE: Final = 0o700
@@ -51,7 +52,7 @@ class RuntimePaths:
     @property
     def session_socket(self) -> Path:
         """Where secondaries attach."""
-        return self.directory / "session.sock"
+        return self.directory / SESSION_SOCKET
 
     @property
     def admin_socket(self) -> Path:
@@ -129,14 +130,26 @@ def run_directory(environ: Mapping[str, str] | None = None, uid: int | None = No
         environ: default: os.environ.
         uid: default: the effective user.
     """
-    environ = os.environ if environ is None else environ
-    uid = os.geteuid() if uid is None else uid
+    return Path(_run_text(os.environ if environ is None else environ, os.geteuid() if uid is None else uid))
+
+
+def _run_text(environ: Mapping[str, str], uid: int) -> str:
     # systemd.exec(5): several RuntimeDirectory= stand in the variable with colons between; the first is the main one.
     if given := environ.get("RUNTIME_DIRECTORY", "").split(":")[0]:
-        return Path(given)
+        return given
     if uid == 0:
-        return Path("/var/run")
-    return Path(environ.get("XDG_RUNTIME_DIR") or "/tmp")  # noqa: S108 - DPDK's last resort; prepare() checks its mode
+        return "/var/run"
+    return environ.get("XDG_RUNTIME_DIR") or "/tmp"  # noqa: S108 - DPDK's last resort; prepare() checks its mode
+
+
+def session_socket_path(prefix: str) -> str:
+    """Return `runtime_paths(prefix).session_socket` as text, unchecked but for the prefix: attach() has no time for pathlib.
+
+    Raises:
+        ConfigError: a bad prefix.
+    """
+    run = _run_text(os.environ, os.geteuid())
+    return f"{run}/{OWN_FOLDER}/{validate_prefix(prefix)}/{SESSION_SOCKET}"
 
 
 def runtime_paths(prefix: str, run: Path | None = None) -> RuntimePaths:
@@ -151,7 +164,7 @@ def runtime_paths(prefix: str, run: Path | None = None) -> RuntimePaths:
     """
     run = run_directory() if run is None else run
     paths = RuntimePaths(validate_prefix(prefix), run, run / OWN_FOLDER / prefix)
-    longest = paths.telemetry_socket  # of every prefix, as a test compares: attach() comes through here
+    longest = paths.telemetry_socket  # of every prefix, as a test compares
     if (length := len(os.fsencode(longest))) > MAX_SOCKET_PATH_BYTES:
         raise ConfigError(
             f"the socket path {longest} has {length} bytes, and Linux allows {MAX_SOCKET_PATH_BYTES}: choose a shorter "

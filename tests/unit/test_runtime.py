@@ -45,6 +45,14 @@ def test_the_process_itself_is_the_default(monkeypatch: pytest.MonkeyPatch) -> N
     assert runtime_paths("rte").directory == Path("/run/svc/dpdkmem/rte")
 
 
+def test_the_text_of_the_session_socket_is_that_of_the_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("", "/run/svc:/run/other"):
+        monkeypatch.setenv("RUNTIME_DIRECTORY", folder)
+        assert runtime.session_socket_path("rte") == str(runtime_paths("rte").session_socket)
+    with pytest.raises(ConfigError):
+        runtime.session_socket_path("a/b")
+
+
 def test_the_paths_are_the_documented_ones() -> None:
     paths = runtime_paths("rte", Path("/run"))
     assert max(map(str, paths.sockets), key=len) == str(paths.telemetry_socket)
