@@ -1,11 +1,11 @@
-"""The one door to C: loads libdpdkmem through its cffi extension and turns its results into our types and errors.
+"""The door to C: loads libdpdkmem through its cffi extension and turns its results into our types and errors.
 
 `Memory` is the memory as this process sees it; `SecondaryMemory`, `OfflineMemory` and `PrimaryMemory` are the three ways to
 get one and add what only they may do. `EventReader` reads memory events. The functions below them need no memory.
 
 Rules:
 
-* `lib`, `ffi` and cdata never leave this file; what leaves is int, str, bytes, buffers and the dataclasses of
+* `lib`, `ffi` and cdata never leave this package (heap_introspection.py and its like wrap further calls of a Memory); what leaves is int, str, bytes, buffers and the dataclasses of
   shared/model.py. A vaddr is an int;
 * every C function that returns 0 or -errno goes through `check()`: here an errno becomes a class. "Not there" is None
   where the name of a method says lookup, find or get, and an error elsewhere;
@@ -132,11 +132,18 @@ class AllocFlag(enum.IntFlag):
 
 
 class ZoneFlag(enum.IntFlag):
-    """DM_ZONE_: how to reserve a memzone; the numbers are DPDK's RTE_MEMZONE_."""
+    """DM_ZONE_: how to reserve a memzone; the numbers are DPDK's RTE_MEMZONE_. Page sizes OR'ed: one of them."""
 
     PAGE_2MB = 1
     PAGE_1GB = 2
     SIZE_HINT_ONLY = 4
+    """Prefer those page sizes, and take others if there are none."""
+    PAGE_16MB = 0x100
+    PAGE_16GB = 0x200
+    PAGE_256KB = 0x10000
+    PAGE_256MB = 0x20000
+    PAGE_512MB = 0x40000
+    PAGE_4GB = 0x80000
     IOVA_CONTIG = 0x00100000
 
 
@@ -379,33 +386,29 @@ class Memory:
             check(rc, f"allocate {nbytes} bytes{where}", Attempt.HUGEPAGES, text=self._text())
         return rc
 
-    def realloc(self, vaddr: int, nbytes: int, align: int = 0) -> int:
+    def realloc(self, vaddr: int, nbytes: int, align: int = 0, numa_node: int = NUMA_ANY) -> int:
         """Change a block's size; return where it is then. On failure the block stays as it was.
 
         Args:
             vaddr: the start of a live block.
             nbytes: more than 0.
             align: as `alloc`.
+            numa_node: where it must lie then; NUMA_ANY: where it is, or as `alloc` if it must move.
 
         Raises:
             HugepagesExhausted: nothing free, and no growth.
+            LimitExceeded: a limit is reached.
             ResourceError: EINVAL, not the start of a live block, or a bad argument.
         """
         if nbytes <= 0 or vaddr == 0:  # C's realloc would free, or allocate
             raise ResourceError(errno.EINVAL, f"resize block {vaddr:#x} to {nbytes} bytes: neither can be 0")
         try:
-            moved: int = lib.dmpy_realloc(self._alive(), vaddr, nbytes, align)
+            rc: int = lib.dmpy_resize(self._alive(), vaddr, nbytes, align, numa_node)
         except OverflowError as error:
             raise _no_number(f"resize block {vaddr:#x} to {nbytes} bytes (align {align})") from error
-        if moved == 0:
-            is_block = (info := self.block_lookup(vaddr)) is not None and info.vaddr == vaddr
-            check(
-                -errno.ENOMEM if is_block else -errno.EINVAL,
-                f"resize block {vaddr:#x} to {nbytes} bytes",
-                Attempt.HUGEPAGES,
-                text=self._text() if is_block else f"resize {vaddr:#x}: it is not the start of a live block",
-            )
-        return moved
+        if rc < 0:
+            check(rc, f"resize block {vaddr:#x} to {nbytes} bytes", Attempt.HUGEPAGES, text=self._text())
+        return rc
 
     def free(self, vaddr: int) -> None:
         """Free a block.
@@ -508,7 +511,8 @@ class Memory:
 
         Raises:
             ResourceError: EEXIST, ENAMETOOLONG, EINVAL.
-            HugepagesExhausted: nothing free, and no growth; or the table of zones is full.
+            HugepagesExhausted: nothing free, and no growth.
+            LimitExceeded: ENOSPC, there are as many zones as there may be; or a limit of the primary is reached.
 
         Blocks: while the primary grows the map.
         """
@@ -523,6 +527,8 @@ class Memory:
         out = ffi.new("struct dm_memzone *")
         rc: int = lib.dm_memzone_reserve(self._alive(), spec, out)
         if rc < 0:
+            if rc == -errno.ENOSPC:  # of the table: want of memory is ENOMEM here
+                raise LimitExceeded(errno.ENOSPC, self._text())
             what = f"reserve memzone {name!r} of {nbytes} bytes"
             check(rc, what, Attempt.HUGEPAGES, text=self._text())
         return _zone(out)
@@ -540,7 +546,7 @@ class Memory:
         """Free a zone.
 
         Raises:
-            ResourceError: ENOENT, that reservation is gone already.
+            ResourceError: EINVAL, that reservation is gone already.
         """
         self._check(
             lib.dm_memzone_free(self._alive(), zone_idx, generation),

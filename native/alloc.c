@@ -1,4 +1,4 @@
-/* alloc.c - the public calls of the heap: which heap, growth when it is full, malloc and free and realloc.
+/* alloc.c - the public calls of the heap: which heap, growth when it is full, malloc and free.
  *
  * Owns the judgement of arguments, the order of heaps and the words of every failure. A node that is named is the only
  * one asked; DM_NUMA_ANY asks the caller's own first, then the others by index, never an external heap (DPDK:
@@ -175,7 +175,7 @@ static bool is_power_of_two(uint64_t n)
 	return n != 0 && (n & (n - 1)) == 0;
 }
 
-static int judge_sizes(struct dm_memory *m, uint64_t bytes, uint64_t align)
+int dm_judge_sizes(struct dm_memory *m, uint64_t bytes, uint64_t align)
 {
 	if (bytes == 0)
 		return dm_fail(m, -EINVAL, "an allocation of 0 bytes");
@@ -201,7 +201,7 @@ static int judge_spec(struct dm_memory *m, const struct dm_alloc_spec *spec)
 		return dm_fail(m, -EINVAL, "heap %u: there are %u", spec->heap_idx_plus1 - 1, m->ctl->n_heaps);
 	if (spec->page_bytes != 0 && !is_power_of_two(spec->page_bytes))
 		return dm_fail(m, -EINVAL, "page size %llu is not a power of two", (ull)spec->page_bytes);
-	return judge_sizes(m, spec->bytes, spec->align);
+	return dm_judge_sizes(m, spec->bytes, spec->align);
 }
 
 static uint64_t align_or_least(uint64_t align)
@@ -237,25 +237,25 @@ int dm_alloc(struct dm_memory *m, const struct dm_alloc_spec *spec, void **out)
 	return 0;
 }
 
-static void *alloc_any(struct dm_memory *m, size_t bytes, size_t align, uint32_t flags)
+static void *alloc_on(struct dm_memory *m, size_t bytes, size_t align, int32_t numa_node, uint32_t flags)
 {
-	struct dm_alloc_spec spec = { .bytes = bytes, .align = align, .numa_node = DM_NUMA_ANY, .flags = flags };
+	struct dm_alloc_spec spec = { .bytes = bytes, .align = align, .numa_node = numa_node, .flags = flags };
 	void *block;
 
 	return dm_alloc(m, &spec, &block) == 0 ? block : NULL;
 }
 
-void *dm_malloc(struct dm_memory *m, size_t bytes, size_t align)
+void *dm_malloc_socket(struct dm_memory *m, size_t bytes, size_t align, int32_t numa_node)
 {
-	return alloc_any(m, bytes, align, 0);
+	return alloc_on(m, bytes, align, numa_node, 0);
 }
 
-void *dm_zmalloc(struct dm_memory *m, size_t bytes, size_t align)
+void *dm_zmalloc_socket(struct dm_memory *m, size_t bytes, size_t align, int32_t numa_node)
 {
-	return alloc_any(m, bytes, align, DM_ALLOC_ZERO);
+	return alloc_on(m, bytes, align, numa_node, DM_ALLOC_ZERO);
 }
 
-void *dm_calloc(struct dm_memory *m, size_t n, size_t bytes, size_t align)
+void *dm_calloc_socket(struct dm_memory *m, size_t n, size_t bytes, size_t align, int32_t numa_node)
 {
 	size_t total;
 
@@ -263,30 +263,25 @@ void *dm_calloc(struct dm_memory *m, size_t n, size_t bytes, size_t align)
 		dm_fail(m, -EINVAL, "calloc: %zu times %zu bytes overflows", n, bytes);
 		return NULL;
 	}
-	return alloc_any(m, total, align, DM_ALLOC_ZERO);
+	return alloc_on(m, total, align, numa_node, DM_ALLOC_ZERO);
+}
+
+void *dm_malloc(struct dm_memory *m, size_t bytes, size_t align)
+{
+	return dm_malloc_socket(m, bytes, align, DM_NUMA_ANY);
+}
+
+void *dm_zmalloc(struct dm_memory *m, size_t bytes, size_t align)
+{
+	return dm_zmalloc_socket(m, bytes, align, DM_NUMA_ANY);
+}
+
+void *dm_calloc(struct dm_memory *m, size_t n, size_t bytes, size_t align)
+{
+	return dm_calloc_socket(m, n, bytes, align, DM_NUMA_ANY);
 }
 
 /* ---- free ---- */
-
-static int refuse(struct dm_memory *m, uint64_t vaddr, const char *what)
-{
-	char why[256];
-
-	dm_block_describe(m->ctl, vaddr, why, sizeof(why));
-	return dm_fail(m, -EINVAL, "%s 0x%llx: not the start of a live block (freed before, or never one): %s", what, (ull)vaddr,
-		       why);
-}
-
-static bool is_memzone(const struct dm_block_place *b)
-{
-	return !b->is_small && dm_mark_tag(b->mark) == DM_TAG_MEMZONE;
-}
-
-/* Under the heap lock: the block that starts at vaddr. */
-static int find_start(const struct dm_control *c, uint64_t vaddr, struct dm_block_place *b)
-{
-	return dm_block_find(c, vaddr, b) == 0 && b->vaddr == vaddr && !is_memzone(b) ? 0 : -EINVAL;
-}
 
 int dm_free(struct dm_memory *m, void *block)
 {
@@ -300,94 +295,21 @@ int dm_free(struct dm_memory *m, void *block)
 		return err;
 	list_idx = dm_find_list(m->ctl, vaddr);
 	if (list_idx < 0)
-		return refuse(m, vaddr, "free");
+		return dm_block_refuse(m, vaddr, "free");
 	l = dm_list_at(m->ctl, (uint32_t)list_idx);
 	h = dm_heap_at(m->ctl, l->heap_idx);
 	err = dm_heap_lock(m, h, -1);
 	if (err != 0)
 		return err;
 	n_spare = dm_counted(&l->n_spare);
-	err = find_start(m->ctl, vaddr, &b);
+	err = dm_block_find_start(m->ctl, vaddr, &b);
 	if (err == 0)
 		dm_heap_give(m->ctl, h, &b);
 	dm_heap_unlock(m, h);
 	if (err != 0)
-		return refuse(m, vaddr, "free");
+		return dm_block_refuse(m, vaddr, "free");
 	dm_heap_ring_if_spare(m, l, n_spare);
 	return 0;
-}
-
-/* ---- realloc ---- */
-
-/* In place if it can be: 0. -EAGAIN: the block must move; -EINVAL: it is none. Fills *b either way. */
-static int resize_in_place(struct dm_memory *m, uint64_t vaddr, uint64_t bytes, struct dm_block_place *b)
-{
-	struct dm_list *l = dm_list_at(m->ctl, (uint32_t)dm_find_list(m->ctl, vaddr));
-	struct dm_heap *h = dm_heap_at(m->ctl, l->heap_idx);
-	uint64_t n_pages = (bytes + DM_HEAP_PAGE_BYTES - 1) >> DM_HEAP_PAGE_SHIFT, n_spare;
-	int err = dm_heap_lock(m, h, -1);
-
-	if (err != 0)
-		return err;
-	n_spare = dm_counted(&l->n_spare);
-	err = find_start(m->ctl, vaddr, b);
-	if (err == 0 && b->is_small)
-		err = bytes <= b->bytes ? 0 : -EAGAIN;
-	else if (err == 0)
-		err = dm_run_resize(m->ctl, h, l, b->page, n_pages) ? 0 : -EAGAIN;
-	dm_heap_unlock(m, h);
-	dm_heap_ring_if_spare(m, l, n_spare);
-	return err;
-}
-
-static void *move_block(struct dm_memory *m, const struct dm_block_place *b, size_t bytes, size_t align)
-{
-	struct dm_alloc_spec spec = {
-		.bytes = bytes, .align = align, .numa_node = DM_NUMA_ANY, .tag_id = dm_mark_tag(b->mark),
-		.flags = b->mark & DM_TAG_PRIVATE ? DM_ALLOC_PRIVATE : 0,
-	};
-	void *to, *from = (void *)(uintptr_t)b->vaddr;
-
-	if (dm_alloc(m, &spec, &to) != 0)
-		return NULL;
-	memcpy(to, from, b->bytes < bytes ? b->bytes : bytes);
-	dm_free(m, from);
-	return to;
-}
-
-/* The block stays where it is only if it is aligned enough there. */
-static int judge_old_block(struct dm_memory *m, uint64_t vaddr, size_t bytes, size_t align, struct dm_block_place *b)
-{
-	int err = judge_sizes(m, bytes, align);
-
-	if (err != 0)
-		return err;
-	if (dm_find_list(m->ctl, vaddr) < 0)
-		return refuse(m, vaddr, "realloc");
-	if (vaddr & (align_or_least(align) - 1))
-		return dm_block_find(m->ctl, vaddr, b) == 0 && b->vaddr == vaddr && !is_memzone(b) ? -EAGAIN :
-				refuse(m, vaddr, "realloc");
-	err = resize_in_place(m, vaddr, bytes, b);
-	return err == -EINVAL ? refuse(m, vaddr, "realloc") : err;
-}
-
-void *dm_realloc(struct dm_memory *m, void *block, size_t bytes, size_t align)
-{
-	struct dm_block_place b;
-	int err = dm_usable(m);
-
-	if (err != 0)
-		return NULL;
-	if (block == NULL)
-		return dm_malloc(m, bytes, align);
-	if (bytes == 0) {
-		dm_free(m, block);
-		return NULL;
-	}
-	err = judge_old_block(m, (uintptr_t)block, bytes, align, &b);
-	if (err == -EAGAIN)
-		return move_block(m, &b, bytes, align);
-	return err == 0 ? block : NULL;
 }
 
 /* ---- statistics ---- */

@@ -35,8 +35,7 @@ static int fill_small(const struct dm_control *c, const struct dm_list *l, uint6
 	return out->mark == 0 ? -ENOENT : 0;
 }
 
-/* The page of the head that covers `page`. -ENOENT: none does. */
-static int find_head(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t *at, uint64_t *head)
+int dm_head_cover(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t *at, uint64_t *head)
 {
 	uint64_t distance = 0;
 
@@ -64,7 +63,7 @@ int dm_block_find(const struct dm_control *c, uint64_t vaddr, struct dm_block_pl
 		return -ENOENT;
 	l = dm_list_at(c, (uint32_t)list_idx);
 	out->list_idx = (uint32_t)list_idx;
-	if (find_head(c, l, dm_vaddr_page(l, vaddr), &out->page, &head) != 0)
+	if (dm_head_cover(c, l, dm_vaddr_page(l, vaddr), &out->page, &head) != 0)
 		return -ENOENT;
 	if (dm_head_kind_of(head) == DM_HEAD_RUN) {
 		fill_run(l, head, out);
@@ -93,6 +92,20 @@ void dm_block_describe(const struct dm_control *c, uint64_t vaddr, char *text, s
 	}
 }
 
+int dm_block_find_start(const struct dm_control *c, uint64_t vaddr, struct dm_block_place *out)
+{
+	return dm_block_find(c, vaddr, out) == 0 && out->vaddr == vaddr && !dm_block_is_zone(out) ? 0 : -EINVAL;
+}
+
+int dm_block_refuse(struct dm_memory *m, uint64_t vaddr, const char *what)
+{
+	char why[256];
+
+	dm_block_describe(m->ctl, vaddr, why, sizeof(why));
+	return dm_fail(m, -EINVAL, "%s 0x%llx: not the start of a live block (freed before, or never one): %s", what,
+		       (unsigned long long)vaddr, why);
+}
+
 static void fill_info(const struct dm_control *c, const struct dm_block_place *b, struct dm_block_info *out)
 {
 	*out = (struct dm_block_info){
@@ -103,7 +116,7 @@ static void fill_info(const struct dm_control *c, const struct dm_block_place *b
 		.list_idx = b->list_idx,
 		.heap_idx = dm_list_at(c, b->list_idx)->heap_idx,
 		.is_private = dm_mark_is_private(b->mark),
-		.is_zone = !b->is_small && dm_mark_tag(b->mark) == DM_TAG_MEMZONE,
+		.is_zone = dm_block_is_zone(b),
 	};
 }
 

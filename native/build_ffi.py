@@ -32,7 +32,7 @@ SHIMS = """
 static int64_t dmpy_alloc(struct dm_memory *m, uint64_t bytes, uint64_t align, int32_t numa_node, uint32_t tag_id,
     uint32_t flags, uint64_t page_bytes, uint32_t heap_idx_plus1);
 static int dmpy_free(struct dm_memory *m, uint64_t vaddr);
-static uint64_t dmpy_realloc(struct dm_memory *m, uint64_t vaddr, uint64_t bytes, uint64_t align);
+static int64_t dmpy_resize(struct dm_memory *m, uint64_t vaddr, uint64_t bytes, uint64_t align, int32_t numa_node);
 static uint64_t dmpy_virt2iova(const struct dm_memory *m, uint64_t vaddr);
 """
 
@@ -84,9 +84,12 @@ static int dmpy_free(struct dm_memory *m, uint64_t vaddr)
     return dm_free(m, (void *)(uintptr_t)vaddr);
 }
 
-static uint64_t dmpy_realloc(struct dm_memory *m, uint64_t vaddr, uint64_t bytes, uint64_t align)
+static int64_t dmpy_resize(struct dm_memory *m, uint64_t vaddr, uint64_t bytes, uint64_t align, int32_t numa_node)
 {
-    return (uint64_t)(uintptr_t)dm_realloc(m, (void *)(uintptr_t)vaddr, bytes, align);
+    void *block = (void *)(uintptr_t)vaddr;
+    int err = dm_resize(m, &block, bytes, align, numa_node);
+
+    return err ? err : (int64_t)(uintptr_t)block;
 }
 
 static uint64_t dmpy_virt2iova(const struct dm_memory *m, uint64_t vaddr)

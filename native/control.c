@@ -89,6 +89,7 @@ static void fill_header(struct dm_control *c, const struct dm_control_spec *spec
 	}
 	c->n_heap_pages = c->window_bytes / DM_HEAP_PAGE_BYTES;
 	c->n_groups = c->n_heap_pages / DM_GROUP_PAGES;
+	atomic_init(&c->zone_max, DM_MAX_ZONES);
 	lay_out(c);
 }
 

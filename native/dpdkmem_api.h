@@ -9,10 +9,17 @@ enum {
 	DM_ALLOC_PRIVATE = 2,       /* reclaimed when the owner dies, instead of kept as orphaned */
 	DM_ALLOC_NO_GROW = 4,       /* only from memory that is there */
 	DM_ALLOC_IOVA_CONTIG = 8,
-	DM_ZONE_IOVA_CONTIG = 0x00100000, /* as RTE_MEMZONE_IOVA_CONTIG */
-	DM_ZONE_SIZE_HINT_ONLY = 4,
+	/* The numbers of RTE_MEMZONE_. Page sizes can be OR'ed: one of them. */
 	DM_ZONE_2MB = 1,
-	DM_ZONE_1GB = 2
+	DM_ZONE_1GB = 2,
+	DM_ZONE_SIZE_HINT_ONLY = 4, /* prefer those page sizes, take others if there are none */
+	DM_ZONE_16MB = 0x100,
+	DM_ZONE_16GB = 0x200,
+	DM_ZONE_256KB = 0x10000,
+	DM_ZONE_256MB = 0x20000,
+	DM_ZONE_512MB = 0x40000,
+	DM_ZONE_4GB = 0x80000,
+	DM_ZONE_IOVA_CONTIG = 0x00100000
 };
 
 const char *dm_version(void);
@@ -57,6 +64,14 @@ void *dm_zmalloc(struct dm_memory *m, size_t bytes, size_t align);
 void *dm_calloc(struct dm_memory *m, size_t n, size_t bytes, size_t align);
 /* NULL: malloc. Stays in place where it can; on failure the old block stays as it was. bytes 0: frees, NULL. */
 void *dm_realloc(struct dm_memory *m, void *block, size_t bytes, size_t align);
+/* The same on one node only; dm_realloc_socket() moves a block of another node there. */
+void *dm_malloc_socket(struct dm_memory *m, size_t bytes, size_t align, int32_t numa_node);
+void *dm_zmalloc_socket(struct dm_memory *m, size_t bytes, size_t align, int32_t numa_node);
+void *dm_calloc_socket(struct dm_memory *m, size_t n, size_t bytes, size_t align, int32_t numa_node);
+void *dm_realloc_socket(struct dm_memory *m, void *block, size_t bytes, size_t align, int32_t numa_node);
+/* realloc that tells why not: *block becomes where it is then; on an error it stays as it was. -EINVAL: not the start of a
+ * live block, or a bad argument; -ENOMEM, and what growth answers. */
+int dm_resize(struct dm_memory *m, void **block, size_t bytes, size_t align, int32_t numa_node);
 /* -EINVAL: not the start of a live block (freed before, or never one); nothing changes. NULL is fine. */
 int dm_free(struct dm_memory *m, void *block);
 /* The id of a tag by name (at most 27 bytes), made at the first call. -ENOSPC: too many. */
@@ -99,6 +114,43 @@ struct dm_heap_stats {
 /* Statistics of heap heap_idx; -ENOENT: no such heap. Takes no lock: figures of one moment only where nobody allocates. */
 int dm_heap_stats(struct dm_memory *m, uint32_t heap_idx, struct dm_heap_stats *out);
 
+/* ---- pointers, and the heap element by element ---- */
+/* Frees a block that is filled with zeros first, all of its usable bytes. -EINVAL as dm_free(). NULL is fine. */
+int dm_free_sensitive(struct dm_memory *m, void *block);
+/* 0: a live block or zone starts there; *bytes (may be NULL) becomes its usable size, rests included. -EINVAL: NULL, or an
+ * interior pointer; -ENOENT: freed, or never allocated; -EFAULT: no memory of ours. Nothing is read through the pointer. */
+int dm_malloc_validate(struct dm_memory *m, const void *block, size_t *bytes);
+/* The IOVA of an address inside a live block or zone; UINT64_MAX: in none, or unknown. */
+uint64_t dm_malloc_virt2iova(struct dm_memory *m, const void *addr);
+
+/* An element: a block, a range of free memory, or the rest of a slab that no block fits in. */
+enum { DM_ELEM_FREE = 0, DM_ELEM_BUSY = 1, DM_ELEM_PAD = 2 };
+struct dm_malloc_elem {
+	uint64_t vaddr, bytes;
+	uint32_t state;             /* DM_ELEM_ */
+	uint32_t block_bytes;       /* FREE: only blocks of this size fit in; 0: whole pages, for any */
+	uint32_t owner_id, tag_id;  /* BUSY */
+	uint32_t list_idx, heap_idx;
+	uint32_t is_private, is_zone; /* BUSY */
+};
+/* The first element at or after *vaddr of the heap of a NUMA node; *vaddr becomes the next start. Begin with 0; -ENOENT at
+ * the end, -EINVAL: no such node. Elements come in address order and tile the memory that is there. Takes no lock, as
+ * dm_block_next(). */
+int dm_malloc_elem_next(struct dm_memory *m, int32_t numa_node, uint64_t *vaddr, struct dm_malloc_elem *out);
+
+/* DPDK's figures of a heap. free_count: ranges; greatest_free_size: the biggest block that fits without growth;
+ * heap_allocsz_bytes = heap_totalsz_bytes - heap_freesz_bytes: blocks, and the rests of slabs. */
+struct dm_malloc_socket_stats {
+	uint64_t heap_totalsz_bytes, heap_freesz_bytes, greatest_free_size;
+	uint64_t free_count, alloc_count, heap_allocsz_bytes;
+};
+/* Sums over one walk of the elements. -EINVAL: no such node. */
+int dm_malloc_get_socket_stats(struct dm_memory *m, int32_t numa_node, struct dm_malloc_socket_stats *out);
+/* Those figures of each heap as text; with a type (a tag), also the blocks that carry it. -EINVAL no file, -EIO. */
+int dm_malloc_dump_stats(struct dm_memory *m, FILE *file, const char *type);
+/* Each heap, element by element. -EINVAL, -EIO. The file stays the caller's. */
+int dm_malloc_dump_heaps(struct dm_memory *m, FILE *file);
+
 /* ---- memzones ---- */
 struct dm_memzone_spec {
 	const char *name;           /* at most 31 bytes, not empty */
@@ -121,10 +173,24 @@ struct dm_memzone {
 /* -EEXIST, -ENAMETOOLONG, -EINVAL, -ENOSPC table full, -ENOMEM. */
 int dm_memzone_reserve(struct dm_memory *m, const struct dm_memzone_spec *spec, struct dm_memzone *out);
 int dm_memzone_lookup(struct dm_memory *m, const char *name, struct dm_memzone *out); /* -ENOENT */
-/* -ENOENT: that reservation is gone (the generation tells it from a later one of the same name). */
+/* -EINVAL: that reservation is gone (the generation tells it from a later one of the same name). */
 int dm_memzone_free(struct dm_memory *m, uint32_t zone_idx, uint32_t generation);
 /* The first live zone at or after *zone_idx; *zone_idx becomes the next start. -ENOENT at the end. */
 int dm_memzone_next(struct dm_memory *m, uint32_t *zone_idx, struct dm_memzone *out);
+
+/* ---- memzones, as DPDK spells them ---- */
+int dm_memzone_reserve_aligned(struct dm_memory *m, const char *name, size_t bytes, int32_t numa_node, uint32_t flags,
+			       size_t align, struct dm_memzone *out);
+int dm_memzone_reserve_bounded(struct dm_memory *m, const char *name, size_t bytes, int32_t numa_node, uint32_t flags,
+			       size_t align, size_t bound, struct dm_memzone *out);
+/* Calls fn for every live zone, in the order of their slots; it may reserve and free. -EINVAL: fn is NULL. */
+typedef void (*dm_memzone_walk_fn)(const struct dm_memzone *zone, void *arg);
+int dm_memzone_walk(struct dm_memory *m, dm_memzone_walk_fn fn, void *arg);
+/* Each zone and the memsegs behind it, as text. -EINVAL, -EIO. The file stays the caller's. */
+int dm_memzone_dump(struct dm_memory *m, FILE *file);
+/* How many zones there can be: 1,048,576 at start. -EINVAL: 0, or more than that; -EBUSY: there are more already. */
+uint64_t dm_memzone_max_get(const struct dm_memory *m);
+int dm_memzone_max_set(struct dm_memory *m, uint64_t n_max);
 
 /* ---- the map ---- */
 struct dm_list_info {

@@ -1,7 +1,7 @@
 /* heap.h - what the files of the heap share: words, pages of a list, runs, slabs.
  *
  * Owns the encoding of head and cell words (types.h states their laws) and the calls between pages.c, run.c, slab.c,
- * block.c, heap.c, rebuild.c, heap_law.c, segments.c and reap.c. Everything here that changes something is called under
+ * block.c, heap.c, elem.c, realloc.c, rebuild.c, heap_law.c, segments.c and reap.c. Everything here that changes something is called under
  * the lock of the list's heap. A page is a heap page of 4 KiB, counted from the start of its list. */
 #ifndef DM_HEAP_H
 #define DM_HEAP_H
@@ -217,6 +217,20 @@ int dm_block_find(const struct dm_control *c, uint64_t vaddr, struct dm_block_pl
 int dm_block_walk(const struct dm_control *c, struct dm_block_cursor *cursor, struct dm_block_place *out);
 /* "it lies in the block [0x…, 0x…) of owner 3 (name), tag x", or why in none. */
 void dm_block_describe(const struct dm_control *c, uint64_t vaddr, char *text, size_t text_bytes);
+static inline bool dm_block_is_zone(const struct dm_block_place *b)
+{
+	return !b->is_small && dm_mark_tag(b->mark) == DM_TAG_MEMZONE;
+}
+/* The block that starts at vaddr and is nobody's memzone; what is found without the heap lock may be gone at once. */
+int dm_block_find_start(const struct dm_control *c, uint64_t vaddr, struct dm_block_place *out); /* -EINVAL */
+/* -EINVAL, and the text: `what` was attempted on an address where no block starts. */
+int dm_block_refuse(struct dm_memory *m, uint64_t vaddr, const char *what);
+/* The head that covers `page`, and the page *at that it stands at. -ENOENT: none does. */
+int dm_head_cover(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t *at, uint64_t *head);
+
+/* elem.c: the heap that serves a NUMA node (an external one: its id). */
+int dm_heap_of_node(const struct dm_control *c, int32_t numa_node); /* its index, or -ENOENT */
+int dm_heap_by_node(struct dm_memory *m, int32_t numa_node, struct dm_heap **out); /* -EINVAL, with the text */
 
 /* heap.c: 0 or -errno. A lock taken over from the dead is rebuilt inside. */
 int dm_heap_lock(struct dm_memory *m, struct dm_heap *h, int64_t timeout_ns);
@@ -253,6 +267,7 @@ void dm_warm_recount(struct dm_control *c, struct dm_list *l);
 
 /* alloc.c: chooses the heap by node, grows it if need be; sets the error text. */
 int dm_alloc_taken(struct dm_memory *m, int32_t numa_node, const struct dm_want *want, struct dm_taken *out);
+int dm_judge_sizes(struct dm_memory *m, uint64_t bytes, uint64_t align); /* what no heap of this window can serve */
 
 /* rebuild.c and heap_law.c in memory.h. */
 

@@ -326,6 +326,7 @@ struct dm_control {
 	_Atomic uint32_t n_zones;   /* DERIVED, zone lock */
 	uint32_t zone_free_first;   /* DERIVED, zone lock: index + 1 of the first free slot that was used once */
 	_Atomic uint32_t zone_high; /* zone lock: slots below this were used once */
+	_Atomic uint32_t zone_max;  /* zone lock; TRUTH: most zones that may be LIVE, 1..DM_MAX_ZONES */
 	_Atomic uint32_t zone_seq;  /* zone lock: odd while the index changes; readers without the lock compare it */
 	alignas(DM_CACHE_LINE) struct dm_lock tag_lock;    /* any */
 	_Atomic uint32_t n_tags;    /* tag lock */

@@ -15,6 +15,11 @@
 
 typedef unsigned long long ull;
 
+enum {
+	DM_ZONE_PAGE_FLAGS = DM_ZONE_256KB | DM_ZONE_2MB | DM_ZONE_16MB | DM_ZONE_256MB | DM_ZONE_512MB | DM_ZONE_1GB |
+			     DM_ZONE_4GB | DM_ZONE_16GB,
+};
+
 static void fill_out(const struct dm_zone *z, uint32_t i, struct dm_memzone *out)
 {
 	*out = (struct dm_memzone){
@@ -40,6 +45,17 @@ static bool is_power_of_two(uint64_t n)
 	return n != 0 && (n & (n - 1)) == 0;
 }
 
+static bool is_full(const struct dm_control *c)
+{
+	return atomic_load_explicit(&c->n_zones, memory_order_relaxed) >= atomic_load_explicit(&c->zone_max, memory_order_relaxed);
+}
+
+static int fail_full(struct dm_memory *m, const char *name)
+{
+	return dm_fail(m, -ENOSPC, "memzone \"%.31s\": all %u are taken; dm_memzone_max_set() allows more, up to %d", name,
+		       atomic_load_explicit(&m->ctl->zone_max, memory_order_relaxed), DM_MAX_ZONES);
+}
+
 static int judge_name(struct dm_memory *m, const char *name)
 {
 	struct dm_zone z;
@@ -48,8 +64,8 @@ static int judge_name(struct dm_memory *m, const char *name)
 
 	if (name == NULL || name[0] == '\0')
 		return dm_fail(m, -EINVAL, "a memzone needs a name");
-	if (atomic_load_explicit(&m->ctl->n_zones, memory_order_relaxed) >= DM_MAX_ZONES)
-		return dm_fail(m, -ENOSPC, "memzone \"%.31s\": all %d are taken", name, DM_MAX_ZONES);
+	if (is_full(m->ctl))
+		return fail_full(m, name);
 	if (strlen(name) >= DM_NAME_BYTES)
 		return dm_fail(m, -ENAMETOOLONG, "memzone \"%.63s\": a name has at most %d bytes", name, DM_NAME_BYTES - 1);
 	err = dm_zone_find(m, name, &i, &z);
@@ -61,7 +77,7 @@ static int judge_name(struct dm_memory *m, const char *name)
 
 static int judge_spec(struct dm_memory *m, const struct dm_memzone_spec *s)
 {
-	const uint32_t known = DM_ZONE_2MB | DM_ZONE_1GB | DM_ZONE_SIZE_HINT_ONLY | DM_ZONE_IOVA_CONTIG;
+	const uint32_t known = DM_ZONE_PAGE_FLAGS | DM_ZONE_SIZE_HINT_ONLY | DM_ZONE_IOVA_CONTIG;
 
 	if (s->align != 0 && !is_power_of_two(s->align))
 		return dm_fail(m, -EINVAL, "memzone \"%s\": align %llu is not a power of two", s->name, (ull)s->align);
@@ -84,7 +100,15 @@ static int judge_spec(struct dm_memory *m, const struct dm_memzone_spec *s)
 
 static uint64_t page_mask(uint32_t flags)
 {
-	return (flags & DM_ZONE_2MB ? UINT64_C(1) << 21 : 0) | (flags & DM_ZONE_1GB ? UINT64_C(1) << 30 : 0);
+	static const struct { uint32_t flag, shift; } sizes[] = {
+		{ DM_ZONE_256KB, 18 }, { DM_ZONE_2MB, 21 }, { DM_ZONE_16MB, 24 }, { DM_ZONE_256MB, 28 },
+		{ DM_ZONE_512MB, 29 }, { DM_ZONE_1GB, 30 }, { DM_ZONE_4GB, 32 }, { DM_ZONE_16GB, 34 },
+	};
+	uint64_t mask = 0;
+
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+		mask |= flags & sizes[i].flag ? UINT64_C(1) << sizes[i].shift : 0;
+	return mask;
 }
 
 static uint64_t to_cells(uint64_t bytes)
@@ -151,8 +175,8 @@ static int insert(struct dm_memory *m, struct dm_zone *z, uint32_t *i)
 		return err;
 	if (dm_zone_find_locked(m->ctl, z->name, &other) == 0)
 		err = dm_fail(m, -EEXIST, "memzone \"%s\" was reserved by somebody else just now", z->name);
-	else if (dm_zone_insert(m->ctl, z, i, &z->generation) != 0)
-		err = dm_fail(m, -ENOSPC, "memzone \"%s\": all %d are taken", z->name, DM_MAX_ZONES);
+	else if (is_full(m->ctl) || dm_zone_insert(m->ctl, z, i, &z->generation) != 0)
+		err = fail_full(m, z->name);
 	dm_zone_unlock(m);
 	return err;
 }
@@ -256,14 +280,14 @@ int dm_zone_return_run(struct dm_memory *m, uint32_t i, const struct dm_block_pl
 	return 0;
 }
 
-/* -ENOENT: that reservation is gone. 1: the record is gone and *b is its run, ours to free. 0: it had no run. */
+/* -EINVAL: that reservation is gone. 1: the record is gone and *b is its run, ours to free. 0: it had no run. */
 static int remove_record(struct dm_memory *m, uint32_t zone_idx, uint32_t generation, struct dm_block_place *b)
 {
 	struct dm_zone z;
 	bool has_run;
 
 	if (zone_idx >= DM_MAX_ZONES || !dm_zone_read(m->ctl, zone_idx, &z) || z.generation != generation)
-		return dm_fail(m, -ENOENT, "memzone %u, generation %u: that reservation is gone", zone_idx, generation);
+		return dm_fail(m, -EINVAL, "memzone %u, generation %u: that reservation is gone", zone_idx, generation);
 	has_run = dm_block_find(m->ctl, z.vaddr, b) == 0 && b->vaddr == z.vaddr && !b->is_small &&
 		  dm_mark_tag(b->mark) == DM_TAG_MEMZONE;
 	if (has_run)

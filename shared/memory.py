@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar, cast, overload
 
 from dpdkmem.native import AllocFlag, PinKind
 from dpdkmem.shared.errors import Closed, DpdkmemError, LifetimeError, ResourceError, SegmentBusy
+from dpdkmem.shared.heap_introspection import HeapIntrospection
 from dpdkmem.shared.leases import Leases, lease
+from dpdkmem.shared.malloc_family import MallocFamily
 from dpdkmem.shared.mem_events import MemEventCallbacks
+from dpdkmem.shared.memzone_family import MemzoneFamily
 from dpdkmem.shared.model import NUMA_ANY
 
 if TYPE_CHECKING:
@@ -146,9 +149,17 @@ class Allocation(_Place):
             SegmentBusy: views of it are in use; the text says how many.
             ResourceError: EINVAL, somebody else freed it.
         """
+        self.end_by(self._user.memory.free)
+
+    def end_by(self, give_back: Callable[[int], None]) -> None:
+        """Free it by a function of its vaddr.
+
+        Raises:
+            Closed, SegmentBusy, ResourceError: as `free`; of `give_back`, and then it is not over.
+        """
         self._begin_end("free")
         try:
-            self._user.memory.free(self.vaddr)
+            give_back(self.vaddr)
         except BaseException:
             self._over = False
             raise
@@ -208,7 +219,7 @@ class Memzone(_Place):
         Raises:
             Closed: freed through this object already, or the attachment ended.
             SegmentBusy: views of it are in use in this process; the text says how many.
-            ResourceError: ENOENT, that reservation is gone, even if there is a later one of the name.
+            ResourceError: EINVAL, that reservation is gone, even if there is a later one of the name.
         """
         self._begin_end("free")
         try:
@@ -242,7 +253,7 @@ class Memzone(_Place):
         )
 
 
-class UserMemory:
+class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily):
     """Shared memory as a program uses it.
 
     Args:
@@ -321,10 +332,22 @@ class UserMemory:
         private: bool = False,
     ) -> Allocation:
         """Allocate n elements of size bytes, all zero; else as `malloc`."""
+        if n < 0 or size < 0:  # two of them would make a positive product
+            raise ResourceError(
+                errno.EINVAL, f"allocate {n} elements of {size} bytes: neither can be negative"
+            )
         return self.malloc(n * size, align=align, numa_node=numa_node, tag=tag, private=private, zero=True)
 
-    def realloc(self, block: Allocation, size: int, *, align: int = 0) -> Allocation:
+    def realloc(
+        self, block: Allocation, size: int, *, align: int = 0, numa_node: int = NUMA_ANY
+    ) -> Allocation:
         """Change the size of a block, in place where that is possible; return what replaces `block`.
+
+        Args:
+            block: what to resize; over when this returns.
+            size: bytes, more than 0.
+            align: as `malloc`; the block moves if it is not aligned so.
+            numa_node: the block moves if it lies elsewhere; default: where it is, or as `malloc` if it must move.
 
         Raises:
             Closed: it was freed.
@@ -335,7 +358,7 @@ class UserMemory:
         """
         block._begin_end("resize")  # noqa: SLF001 - of this module
         try:
-            return Allocation(self, self.memory.realloc(block.vaddr, size, align), size)
+            return Allocation(self, self.memory.realloc(block.vaddr, size, align, numa_node), size)
         except BaseException:
             block._over = False  # noqa: SLF001 - as above
             raise
@@ -396,7 +419,7 @@ class UserMemory:
 
         Args:
             name: 1 to 31 bytes.
-            size: bytes; 0: the biggest free block that is there.
+            size: bytes; 0: `bound`, or without one the biggest free block that is there.
             numa_node: default: the caller's first, then the others.
             flags: of native.ZoneFlag (RTE_MEMZONE_ numbers).
             align: a power of two; 0 means 64.
@@ -405,7 +428,8 @@ class UserMemory:
 
         Raises:
             ResourceError: EEXIST, ENAMETOOLONG, EINVAL.
-            HugepagesExhausted, LimitExceeded, PeerGone, LifetimeError: as `malloc`.
+            LimitExceeded: ENOSPC, `memzone_max_get()` zones are there; else as `malloc`.
+            HugepagesExhausted, PeerGone, LifetimeError: as `malloc`.
 
         Blocks: while the map grows.
         """

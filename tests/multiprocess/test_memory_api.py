@@ -210,7 +210,7 @@ def test_a_zone_is_found_by_name_until_it_is_freed(m: dpdkmem.Attachment, other:
     later = m.memzone_reserve("meeting", 64)
     with pytest.raises(dpdkmem.ResourceError) as late:
         zone.free()
-    assert late.value.errno == errno.ENOENT, "not the later one of that name"
+    assert late.value.errno == errno.EINVAL, "not the later one of that name"
     later.free()
 
 

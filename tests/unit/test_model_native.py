@@ -8,7 +8,7 @@ import pytest
 
 from dpdkmem import native
 from dpdkmem.native._dpdkmem import ffi, lib
-from dpdkmem.shared import kinds, messages, model
+from dpdkmem.shared import heap_elements, kinds, messages, model
 
 if TYPE_CHECKING:
     import enum
@@ -50,10 +50,14 @@ ENUMS: dict[type[enum.IntEnum], str] = {
     model.EventType: "DM_MEM_EVENT_",
     native.PinKind: "DM_PIN_",
     native.UsageBy: "DM_USAGE_BY_",
+    heap_elements.ElemState: "DM_ELEM_",
 }
 FLAGS: dict[type[enum.IntFlag], tuple[str, dict[str, str]]] = {
     native.AllocFlag: ("DM_ALLOC_", {}),
-    native.ZoneFlag: ("DM_ZONE_", {"PAGE_2MB": "2MB", "PAGE_1GB": "1GB"}),
+    native.ZoneFlag: (
+        "DM_ZONE_",
+        {flag.name or "": (flag.name or "").removeprefix("PAGE_") for flag in native.ZoneFlag},
+    ),
     native.AttachFlag: ("DM_ATTACH_", {}),
 }
 

@@ -252,7 +252,7 @@ def test_a_zone_is_reserved_found_walked_and_freed(plain_primary: PlainPrimary) 
     assert memory.memzone_lookup("ports") is None
     with pytest.raises(ResourceError) as caught:
         memory.memzone_free(zone.zone_idx, zone.generation)
-    assert caught.value.errno == errno.ENOENT
+    assert caught.value.errno == errno.EINVAL
 
 
 @pytest.mark.parametrize(
