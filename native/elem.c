@@ -120,13 +120,16 @@ static void fill_slab(const struct dm_control *c, const struct dm_list *l, uint6
 	out->bytes = first < n ? (end - first) * bytes : DM_SLAB_BYTES - n * bytes;
 }
 
-/* False: what began before vaddr covers it up to *skip_to, which happens only while others change the heap. */
+/* False: what began before vaddr covers it up to *skip_to: the walk begins inside it, or others change the heap. */
 static bool fill_elem(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t vaddr,
 		      struct dm_malloc_elem *out, uint64_t *skip_to)
 {
 	uint64_t at, head;
 
 	if (dm_head_cover(c, l, page, &at, &head) != 0) {
+		*skip_to = dm_page_vaddr(l, page + 1);
+		if (vaddr > dm_page_vaddr(l, page))
+			return false;
 		fill_free_pages(c, l, page, out);
 		return true;
 	}
@@ -137,7 +140,7 @@ static bool fill_elem(const struct dm_control *c, const struct dm_list *l, uint6
 		fill_slab(c, l, at, dm_head_class(head), vaddr, out);
 		return out->bytes != 0; /* a class that divides its slab has no rest */
 	}
-	if (at != page)
+	if (vaddr > dm_page_vaddr(l, at))
 		return false;
 	fill_busy(dm_page_vaddr(l, page), dm_head_pages(head) << DM_HEAP_PAGE_SHIFT, dm_head_mark(head), out);
 	out->is_zone = dm_mark_tag(dm_head_mark(head)) == DM_TAG_MEMZONE;
