@@ -67,8 +67,6 @@ class MallocFamily:
 
         Blocks: while the map grows.
         """
-        if block is None:
-            return self.malloc_socket(size, numa_node, align=align)
         return cast("UserMemory", self).realloc(block, size, align=align, numa_node=numa_node)
 
     def free_sensitive(self, block: Allocation | int) -> None:

@@ -339,12 +339,12 @@ class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily):
         return self.malloc(n * size, align=align, numa_node=numa_node, tag=tag, private=private, zero=True)
 
     def realloc(
-        self, block: Allocation, size: int, *, align: int = 0, numa_node: int = NUMA_ANY
+        self, block: Allocation | None, size: int, *, align: int = 0, numa_node: int = NUMA_ANY
     ) -> Allocation:
         """Change the size of a block, in place where that is possible; return what replaces `block`.
 
         Args:
-            block: what to resize; over when this returns.
+            block: what to resize; over when this returns. None: allocates.
             size: bytes, more than 0.
             align: as `malloc`; the block moves if it is not aligned so.
             numa_node: the block moves if it lies elsewhere; default: where it is, or as `malloc` if it must move.
@@ -356,6 +356,8 @@ class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily):
 
         Blocks: while the map grows.
         """
+        if block is None:
+            return self.malloc(size, align=align, numa_node=numa_node)
         block._begin_end("resize")  # noqa: SLF001 - of this module
         try:
             return Allocation(self, self.memory.realloc(block.vaddr, size, align, numa_node), size)

@@ -1,0 +1,219 @@
+"""docs/dpdk-parity.md against the code and against DPDK's headers: nothing in it is made up, and nothing is missing from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import dpdkmem
+from dpdkmem.shared.memory import Allocation, Memzone, UserMemory
+from dpdkmem.shared.option_table import BY_SPELLING, Group
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+DOCUMENT: Final = ROOT / "docs/dpdk-parity.md"
+FUNCTIONS: Final = ROOT / "tests/data/dpdk_memory_functions.txt"
+HEADERS: Final = Path("/usr/include/dpdk")
+OPTIONS_HEADING: Final = "EAL options"
+OWN_HEADING: Final = "What DPDK has not"
+CLASSES: Final = {
+    "Allocation": Allocation,
+    "Attachment": dpdkmem.Attachment,
+    "Memzone": Memzone,
+    "dpdkmem": dpdkmem,
+}
+
+# What the table may call pending, and nothing else. It ends empty.
+PENDING: Final = frozenset(
+    """
+    rte_memseg_walk rte_memseg_contig_walk rte_memseg_list_walk rte_memseg_walk_thread_unsafe
+    rte_memseg_contig_walk_thread_unsafe rte_memseg_list_walk_thread_unsafe rte_mem_virt2memseg_list
+    rte_mem_iova2virt rte_mem_virt2phy rte_mem_lock_page rte_eal_get_physmem_size rte_dump_physmem_layout
+    rte_memory_get_nchannel rte_memory_get_nrank rte_mem_check_dma_mask
+    rte_mem_check_dma_mask_thread_unsafe rte_mem_set_dma_mask rte_memseg_get_fd rte_memseg_get_fd_offset
+    rte_memseg_get_fd_thread_unsafe rte_memseg_get_fd_offset_thread_unsafe rte_mem_alloc_validator_register
+    rte_mem_alloc_validator_unregister rte_malloc_heap_create rte_malloc_heap_destroy
+    rte_malloc_heap_get_socket rte_malloc_heap_socket_is_external rte_malloc_heap_memory_add
+    rte_malloc_heap_memory_remove rte_malloc_heap_memory_attach rte_malloc_heap_memory_detach
+    rte_extmem_register rte_extmem_unregister rte_extmem_attach rte_extmem_detach rte_fbarray_init
+    rte_fbarray_attach rte_fbarray_destroy rte_fbarray_detach rte_fbarray_get rte_fbarray_find_idx
+    rte_fbarray_set_used rte_fbarray_set_free rte_fbarray_is_used rte_fbarray_find_next_free
+    rte_fbarray_find_next_used rte_fbarray_find_next_n_free rte_fbarray_find_next_n_used
+    rte_fbarray_find_contig_free rte_fbarray_find_contig_used rte_fbarray_find_rev_contig_free
+    rte_fbarray_find_rev_contig_used rte_fbarray_find_prev_free rte_fbarray_find_prev_used
+    rte_fbarray_find_prev_n_free rte_fbarray_find_prev_n_used rte_fbarray_find_biggest_free
+    rte_fbarray_find_biggest_used rte_fbarray_find_rev_biggest_free rte_fbarray_find_rev_biggest_used
+    rte_fbarray_dump_metadata rte_mp_action_register rte_mp_action_unregister rte_mp_sendmsg
+    rte_mp_request_sync rte_mp_request_async rte_mp_reply rte_mp_disable rte_eal_iova_mode
+    rte_thread_register rte_thread_unregister rte_mcfg_mem_read_lock rte_mcfg_mem_read_unlock --legacy-mem
+    --match-allocations
+    """.split()  # noqa: SIM905 - one line for many names
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    heading: str
+    dpdk: tuple[str, ...]
+    python: tuple[str, ...]
+    """Of an option: our spellings."""
+    c: tuple[str, ...]
+    status: str
+    note: str
+
+
+def _names(cell: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"`([^`]+)`", cell))
+
+
+def _rows() -> list[Row]:
+    rows, heading = [], ""
+    for line in DOCUMENT.read_text().splitlines():
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+        if not line.startswith("| ") or line.startswith(("| DPDK", "| Python")):
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if heading == OPTIONS_HEADING:
+            dpdk, ours, status, note = cells
+            rows.append(Row(heading, _names(dpdk), _names(ours), (), status, note))
+        elif heading == OWN_HEADING:
+            python, c, note = cells
+            rows.append(Row(heading, (), _names(python), _names(c), "own", note))
+        else:
+            dpdk, python, c, status, note = cells
+            rows.append(Row(heading, _names(dpdk), _names(python), _names(c), status, note))
+    return rows
+
+
+ROWS: Final = _rows()
+OPTION_ROWS: Final = [row for row in ROWS if row.heading == OPTIONS_HEADING]
+FUNCTION_ROWS: Final = [row for row in ROWS if row.heading not in {OPTIONS_HEADING, OWN_HEADING}]
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"//[^\n]*", "", re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL))
+
+
+def _declared_in_c() -> set[str]:
+    text = _without_comments((ROOT / "native/dpdkmem_api.h").read_text())
+    return set(re.findall(r"\b(dm_\w+)\(", text))
+
+
+def _exists_in_python(name: str) -> bool:
+    holder, _, attribute = name.rpartition(".")
+    if holder:
+        return hasattr(CLASSES[holder], attribute)
+    return hasattr(UserMemory, name)
+
+
+def _known_functions() -> dict[str, tuple[str, set[str]]]:
+    """Header -> its rule, and the names of the list."""
+    found: dict[str, tuple[str, set[str]]] = {}
+    header = ""
+    for line in FUNCTIONS.read_text().splitlines():
+        if match := re.fullmatch(r"\[(.+)\] (.+)", line):
+            header = match[1]
+            found[header] = (match[2], set())
+        elif line and not line.startswith("#"):
+            found[header][1].add(line)
+    return found
+
+
+def _functions_of(header: Path) -> set[str]:
+    """What a header of DPDK declares: an identifier before a parenthesis, outside comments, macros and bodies."""
+    text = _without_comments(header.read_text())
+    text = re.sub(r"^\s*#(?:[^\n]*\\\n)*[^\n]*", "", text, flags=re.MULTILINE)
+    while re.search(r"\{[^{}]*\}", text.replace('extern "C" {', "")):
+        text = re.sub(r"\{[^{}]*\}", ";", text.replace('extern "C" {', ""))
+    return set(re.findall(r"\b(rte_[a-z0-9_]+)\s*\(", text))
+
+
+# ---- the table against our code
+
+
+def test_every_python_name_in_the_table_exists() -> None:
+    wrong = [
+        name
+        for row in ROWS
+        if row.heading != OPTIONS_HEADING and row.status != "pending"
+        for name in row.python
+        if not _exists_in_python(name)
+    ]
+    assert not wrong
+
+
+def test_every_c_name_in_the_table_is_declared() -> None:
+    declared = _declared_in_c()
+    assert not [name for row in ROWS if row.status != "pending" for name in row.c if name not in declared]
+
+
+def test_every_public_c_function_is_in_the_table() -> None:
+    assert not _declared_in_c() - {name for row in ROWS for name in row.c}
+
+
+def test_every_public_method_is_in_the_table() -> None:
+    methods = {
+        name: cls
+        for cls in reversed(dpdkmem.Attachment.__mro__)
+        if cls is not object
+        for name, value in vars(cls).items()
+        if not name.startswith("_") and (callable(value) or isinstance(value, property))
+    }
+    named = {name.rpartition(".")[2] for row in ROWS for name in row.python}
+    assert not {f"{cls.__name__}.{name}" for name, cls in methods.items() if name not in named}
+
+
+def test_every_option_in_the_table_exists() -> None:
+    assert not [name for row in OPTION_ROWS for name in row.python if name not in BY_SPELLING]
+
+
+def test_every_eal_option_is_in_the_table() -> None:
+    named = {name for row in OPTION_ROWS for name in row.python}
+    eal = {
+        spelling for spelling, option in BY_SPELLING.items() if option.group not in {Group.OWN, Group.HELP}
+    }
+    assert eal == named
+
+
+# ---- the table against DPDK
+
+
+def test_every_memory_function_of_dpdk_is_in_the_table() -> None:
+    known = {name for _, names in _known_functions().values() for name in names}
+    rows = [name for row in FUNCTION_ROWS for name in row.dpdk]
+    assert not known - set(rows)
+    assert len(rows) == len(set(rows)), "a function has one row"
+
+
+@pytest.mark.parametrize("header", sorted(_known_functions()))
+def test_the_list_of_functions_has_what_the_headers_declare(header: str) -> None:
+    path = HEADERS / header
+    if not path.exists():
+        pytest.skip(f"needs {path}: package libdpdk-dev")
+    rule, names = _known_functions()[header]
+    declared = _functions_of(path)
+    assert declared
+    if rule != "all":
+        declared = {name for name in declared if re.search(rule, name)}
+        assert declared
+    assert not declared - names
+
+
+def test_every_row_has_a_status_and_says_why_it_differs() -> None:
+    for row in FUNCTION_ROWS + OPTION_ROWS:
+        assert row.dpdk, row
+        assert row.status in {"same", "differs", "other", "pending"}, row
+        if row.status in {"differs", "other"}:
+            assert row.note, row
+        if row.status in {"same", "differs"}:
+            assert row.python or row.c, row
+
+
+def test_only_what_is_listed_is_pending() -> None:
+    assert {name for row in FUNCTION_ROWS + OPTION_ROWS if row.status == "pending" for name in row.dpdk} == (
+        PENDING
+    )
