@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dpdkmem.shared.control_wire import Verb
+    from dpdkmem.shared.explain import ExplainReport, ExplainSource
     from dpdkmem.shared.model import UsageBy
     from dpdkmem.shared.offline import OfflineSource
     from dpdkmem.shared.runtime import RuntimePaths
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
         HeapsReport,
         LimitsReport,
         MapReport,
-        ReportSource,
         SegmentsReport,
         SessionsReport,
         StatsReport,
@@ -218,6 +218,25 @@ def events(
 
 
 @main.command
+@click.argument("address")
+@_offline
+@_json
+@click.pass_context
+def explain(ctx: click.Context, address: str, *, offline: bool, as_json: bool) -> None:
+    """Say what lies at ADDRESS, a vaddr or an IOVA (0x… or decimal): list, segment, block, owner, pins.
+
+    Ends with status 1 where no memory is.
+    """
+    from dpdkmem.shared.explain import is_memory, parse_address
+
+    context: _Context = ctx.obj
+    shown = _ask(context, "explain", {"address": str(parse_address(address))}, offline=offline)
+    _show(shown, _explain_lines, as_json=as_json)
+    if not is_memory(cast("ExplainReport", shown.report)):
+        ctx.exit(1)
+
+
+@main.command
 @_json
 @click.pass_obj
 def stats(context: _Context, *, as_json: bool) -> None:
@@ -297,8 +316,8 @@ def _ask_offline(context: _Context, verb: str, args: Mapping[str, object]) -> _S
         return _Shown(report, control.source)
 
 
-def _offline_report(memory: ReportSource, verb: Verb, args: Mapping[str, object]) -> Report:
-    from dpdkmem.shared import snapshot
+def _offline_report(memory: ExplainSource, verb: Verb, args: Mapping[str, object]) -> Report:
+    from dpdkmem.shared import explain, snapshot
     from dpdkmem.shared.control_wire import Verb
 
     makers: dict[Verb, Callable[[], Report]] = {
@@ -308,6 +327,7 @@ def _offline_report(memory: ReportSource, verb: Verb, args: Mapping[str, object]
         Verb.ZONES: lambda: snapshot.zones_report(memory),
         Verb.SESSIONS: lambda: snapshot.sessions_report(memory),
         Verb.EVENTS: lambda: snapshot.events_report(memory, int(str(args["n_last"]))),
+        Verb.EXPLAIN: lambda: explain.explain_report(memory, int(str(args["address"]))),
     }
     return makers[verb]()
 
@@ -495,6 +515,12 @@ def _events_lines(report: Report, style: Style) -> list[str]:
     from dpdkmem.shared import render
 
     return render.events_lines(cast("EventsReport", report), style)
+
+
+def _explain_lines(report: Report, style: Style) -> list[str]:
+    from dpdkmem.shared import render
+
+    return render.explain_lines(cast("ExplainReport", report), style)
 
 
 def _stats_lines(report: Report, style: Style) -> list[str]:

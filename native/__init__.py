@@ -590,6 +590,7 @@ class Memory:
             _SUPPLIES[out.supply],
             _FORMS[out.form],
             out.heap_idx,
+            bool(out.is_external),
         )
 
     def memseg(self, list_idx: int, seg_idx: int) -> MemsegInfo:
@@ -601,7 +602,7 @@ class Memory:
         out = ffi.new("struct dm_memseg_info *")
         rc: int = lib.dm_memseg_get(self._alive(), list_idx, seg_idx, out)
         check(rc, f"read memseg {seg_idx} of list {list_idx}")
-        return _memseg(out)
+        return memseg_info(out)
 
     def virt2memseg(self, vaddr: int) -> MemsegInfo | None:
         """Return the PRESENT memseg that covers a vaddr."""
@@ -610,11 +611,17 @@ class Memory:
         if rc == -errno.ENOENT:
             return None
         check(rc, f"find the memseg of {vaddr:#x}")
-        return _memseg(out)
+        return memseg_info(out)
 
     def virt2iova(self, vaddr: int) -> int | None:
         """Return the IOVA of a vaddr; None: unknown, or no memory of ours."""
         return _iova(lib.dmpy_virt2iova(self._alive(), vaddr))
+
+    def iova2virt(self, iova: int) -> int | None:
+        """Return the vaddr of an IOVA; None: no present memory has it."""
+        if not 0 <= iova < IOVA_BAD:
+            return None
+        return lib.dmpy_iova2virt(self._alive(), iova) or None
 
     def map_runs(self) -> MapRuns:
         """Return all runs of PRESENT memsegs as of one moment.
@@ -1342,7 +1349,8 @@ def _block(out: Any) -> BlockInfo:
     )
 
 
-def _memseg(out: Any) -> MemsegInfo:
+def memseg_info(out: Any) -> MemsegInfo:
+    """Return a struct dm_memseg_info as a value."""
     return MemsegInfo(
         out.list_idx,
         out.seg_idx,
@@ -1407,4 +1415,5 @@ def _owner(out: Any) -> OwnerInfo:
         out.n_mapped,
         out.n_lanes,
         out.wants_free_rounds,
+        out.n_map_readers,
     )

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "follower.h"
+#include "walks.h"
 
 enum { DEFAULT_TIMEOUT_MS = 5000, MAX_ATTACHMENTS = 16 };
 
@@ -61,6 +62,9 @@ static void after_fork_in_child(void)
 		if (dm_app_fd_is_ours(m->follower))
 			close(m->follower->app_fd); /* else the primary would not see the parent's end */
 		m->follower->app_fd = -1;
+		if (dm_app_handover_is_ours(m->follower))
+			close(m->follower->app_handover_fd);
+		m->follower->app_handover_fd = -1;
 		attachments.all[i] = NULL;
 	}
 	pthread_mutex_unlock(&attachments.mutex);
@@ -182,7 +186,7 @@ static struct dm_memory *memory_new(const struct dm_attach_options *options)
 
 	if (!m || !f || dm_threads_open(m))
 		goto free_both;
-	if (dm_readers_create(m))
+	if (dm_seg_fds_create(m) || dm_readers_create(m))
 		goto delete_key;
 	m->follower = f;
 	m->grow = dm_follower_grow;
@@ -193,7 +197,7 @@ static struct dm_memory *memory_new(const struct dm_attach_options *options)
 	f->flags = options->flags;
 	f->timeout_ms = options->timeout_ms ? options->timeout_ms : DEFAULT_TIMEOUT_MS;
 	f->map_address = options->map_address;
-	f->app_fd = f->sock = f->control_fd = f->ack_fd = f->uffd = -1;
+	f->app_fd = f->sock = f->control_fd = f->ack_fd = f->uffd = f->handover_fd = f->app_handover_fd = -1;
 	for (int i = 0; i < DM_MAX_LISTS; i++)
 		f->list_fds[i] = -1;
 	pthread_mutex_init(&f->start_mutex, NULL);
@@ -202,6 +206,7 @@ static struct dm_memory *memory_new(const struct dm_attach_options *options)
 	snprintf(f->socket_path, sizeof(f->socket_path), "%s", options->socket_path);
 	return m;
 delete_key:
+	dm_seg_fds_destroy(m);
 	pthread_key_delete(m->thread_key);
 free_both:
 	free(m);
@@ -213,9 +218,25 @@ static void follower_free(struct dm_follower *f)
 {
 	if (dm_app_fd_is_ours(f))
 		close(f->app_fd);
+	if (dm_app_handover_is_ours(f))
+		close(f->app_handover_fd);
 	pthread_mutex_destroy(&f->start_mutex);
 	pthread_cond_destroy(&f->start_cond);
 	free(f);
+}
+
+static int make_handover(struct dm_follower *f)
+{
+	struct stat st;
+	int pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		return -errno;
+	f->app_handover_fd = pair[0];
+	f->handover_fd = pair[1];
+	if (!fstat(pair[0], &st))
+		f->app_handover_inode = st.st_ino;
+	return 0;
 }
 
 /* With a guard in hand before HELLO, the primary need not wait for READY where all memory is in one-file lists. */
@@ -223,7 +244,7 @@ static int connect_and_start(struct dm_memory *m, const char *path, char *error,
 {
 	struct dm_follower *f = m->follower;
 	struct stat st;
-	int guard = -1, err;
+	int guard = -1, handover_fd, err;
 
 	if (!(f->flags & DM_ATTACH_NO_GUARD))
 		dm_guard_open(-1, &guard);
@@ -235,10 +256,21 @@ static int connect_and_start(struct dm_memory *m, const char *path, char *error,
 	}
 	if (!fstat(f->app_fd, &st))
 		f->app_inode = st.st_ino;
+	err = make_handover(f);
+	if (err) {
+		if (guard >= 0)
+			close(guard);
+		snprintf(error, error_bytes, "cannot make a pair of sockets: %s", strerror(-err));
+		return err;
+	}
+	handover_fd = f->handover_fd;
 	f->uffd = guard;
 	err = dm_follower_start(f);
-	if (guard >= 0 && f->own_table) /* the follower has a copy; else this is its only one */
-		close(guard);
+	if (f->own_table) { /* the follower has copies; else these are its only ones */
+		close(handover_fd);
+		if (guard >= 0)
+			close(guard);
+	}
 	if (err)
 		snprintf(error, error_bytes, "%s", f->error);
 	return err;
@@ -275,6 +307,7 @@ int dm_attach(const struct dm_attach_options *options, struct dm_memory **out, c
 	return 0;
 drop:
 	dm_readers_destroy(m);
+	dm_seg_fds_destroy(m);
 	follower_free(m->follower);
 	m->follower = NULL;
 	dm_memory_put(m);
@@ -301,12 +334,13 @@ int dm_detach(struct dm_memory *m)
 	if (!m)
 		return 0;
 	f = m->follower;
-	if (dm_readers_called_from(m))
+	if (dm_readers_called_from(m) || dm_map_read_is_held(m))
 		return -EDEADLK;
 	forget(m);
 	dm_readers_stop(m);
 	if (atomic_load(&m->state) == -ECHILD) { /* nothing of it is mapped here, and no thread came along */
 		dm_readers_destroy(m);
+		dm_seg_fds_destroy(m);
 		follower_free(f);
 		return 0; /* m itself stays: the parent's threads' parts point to it, and memory of a child is short-lived */
 	}
@@ -314,6 +348,7 @@ int dm_detach(struct dm_memory *m)
 	dm_thread_leave(m);
 	stop_follower(f); /* it asks the readers before it unmaps: they end after it */
 	dm_readers_destroy(m);
+	dm_seg_fds_destroy(m);
 	follower_free(f);
 	m->follower = NULL;
 	dm_memory_put(m);

@@ -24,6 +24,10 @@ CALLBACKS = """
 extern "Python" {
     int dmpy_grow(void *ctx, const struct dm_grow_request *request, char *text);
     void dmpy_mem_event(const struct dm_mem_event *event, void *arg);
+    int dmpy_memseg_walk(const struct dm_list_info *list, const struct dm_memseg_info *memseg, void *arg);
+    int dmpy_memseg_contig_walk(const struct dm_list_info *list, const struct dm_memseg_info *first, uint64_t bytes,
+        void *arg);
+    int dmpy_memseg_list_walk(const struct dm_list_info *list, void *arg);
 }
 """
 
@@ -34,6 +38,10 @@ static int64_t dmpy_alloc(struct dm_memory *m, uint64_t bytes, uint64_t align, i
 static int dmpy_free(struct dm_memory *m, uint64_t vaddr);
 static int64_t dmpy_resize(struct dm_memory *m, uint64_t vaddr, uint64_t bytes, uint64_t align, int32_t numa_node);
 static uint64_t dmpy_virt2iova(const struct dm_memory *m, uint64_t vaddr);
+static uint64_t dmpy_iova2virt(const struct dm_memory *m, uint64_t iova);
+/* The text of dm_dump_physmem_layout(), to be freed by dmpy_free_text(); NULL: *err says why. */
+static char *dmpy_physmem_layout(struct dm_memory *m, int *err);
+static void dmpy_free_text(char *text);
 """
 
 # Every number of types.h that Python repeats, with the class or constant of shared/model.py that repeats it.
@@ -65,6 +73,8 @@ NUMBERS = {
 
 BODY = """
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include "dpdkmem.h"
 #include "primary_api.h"
 #include "types.h"
@@ -95,6 +105,32 @@ static int64_t dmpy_resize(struct dm_memory *m, uint64_t vaddr, uint64_t bytes, 
 static uint64_t dmpy_virt2iova(const struct dm_memory *m, uint64_t vaddr)
 {
     return dm_virt2iova(m, (const void *)(uintptr_t)vaddr);
+}
+
+static uint64_t dmpy_iova2virt(const struct dm_memory *m, uint64_t iova)
+{
+    return (uint64_t)(uintptr_t)dm_iova2virt(m, iova);
+}
+
+static char *dmpy_physmem_layout(struct dm_memory *m, int *err)
+{
+    char *text = NULL;
+    size_t n_bytes;
+    FILE *file = open_memstream(&text, &n_bytes);
+
+    *err = file ? dm_dump_physmem_layout(m, file) : -ENOMEM;
+    if (file)
+        fclose(file);
+    if (*err) {
+        free(text);
+        text = NULL;
+    }
+    return text;
+}
+
+static void dmpy_free_text(char *text)
+{
+    free(text);
 }
 """
 

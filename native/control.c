@@ -30,6 +30,16 @@ static uint64_t take(uint64_t *cursor, uint64_t n, uint64_t element_bytes)
 	return at;
 }
 
+/* Of the page index: at most half full when every memseg has an entry; sparse, it costs what is used. */
+static uint64_t n_buckets_for(uint64_t n_memsegs)
+{
+	uint64_t n = 1024;
+
+	while (n < 2 * n_memsegs)
+		n *= 2;
+	return n;
+}
+
 /* Fills every offset of the header from the numbers in it. */
 static void lay_out(struct dm_control *c)
 {
@@ -45,6 +55,9 @@ static void lay_out(struct dm_control *c)
 	c->pins_offset = take(&at, DM_MAX_PINS, sizeof(struct dm_pin));
 	c->zones_offset = take(&at, DM_MAX_ZONES, sizeof(struct dm_zone));
 	c->buckets_offset = take(&at, DM_ZONE_BUCKETS, sizeof(uint32_t));
+	c->windows_offset = take(&at, c->window_bytes >> DM_WINDOW_SHIFT, sizeof(uint16_t));
+	c->n_index_buckets = n_buckets_for(c->n_memsegs);
+	c->index_offset = take(&at, c->n_index_buckets, sizeof(uint64_t));
 	c->memsegs_offset = take(&at, c->n_memsegs, sizeof(struct dm_memseg));
 	c->heads_offset = take(&at, c->n_heap_pages, sizeof(uint64_t));
 	c->free_bits_offset = take(&at, c->n_heap_pages / 64, sizeof(uint64_t));
@@ -117,6 +130,8 @@ static void fill_lists(struct dm_control *c, const struct dm_control_spec *spec)
 		l->heap_idx = from->heap_idx;
 		l->state = 1;
 		h->lists[h->n_lists++] = i;
+		for (uint64_t gib = 0; gib < l->window_bytes >> DM_WINDOW_SHIFT; gib++)
+			*dm_window_at(c, ((vaddr - c->base_vaddr) >> DM_WINDOW_SHIFT) + gib) = (uint16_t)(i + 1);
 		vaddr += l->window_bytes;
 		first_memseg += l->n_segments;
 	}

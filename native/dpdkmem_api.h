@@ -41,7 +41,7 @@ enum { DM_ATTACH_NO_GUARD = 1 /* do without userfaultfd: map present ranges only
  * -ETIMEDOUT, -EALREADY this process is attached to that primary already, or an errno of the system call named. */
 int dm_attach(const struct dm_attach_options *options, struct dm_memory **out, char *error, size_t error_bytes);
 /* Unmaps everything, gives back the lanes, says goodbye. Blocks of this session become orphaned. NULL is fine.
- * -EDEADLK: called from inside a memory event callback, which would wait for itself; nothing is changed. */
+ * -EDEADLK: called from inside a memory event callback or a walk, or under the read lock of the map; nothing is changed. */
 int dm_detach(struct dm_memory *m);
 /* 0 attached; -EPIPE the primary is gone (what is mapped still works); -ESTALE evicted; -ECHILD after fork(). */
 int dm_attachment_state(struct dm_memory *m, char *text, size_t text_bytes);
@@ -198,6 +198,7 @@ struct dm_list_info {
 	uint64_t n_warm;            /* of n_present: ready, and in no heap yet (--warm-reserve) */
 	int32_t numa_node;
 	uint32_t supply, form, heap_idx, kernel_page_bytes;
+	uint32_t list_idx, is_external;
 };
 struct dm_memseg_info {
 	uint64_t vaddr, bytes, iova, page_bytes;
@@ -219,6 +220,78 @@ uint64_t dm_virt2iova(const struct dm_memory *m, const void *addr); /* UINT64_MA
 /* All runs of PRESENT memsegs as of one moment: fills at most n_max, returns the number that there are (may be more),
  * and the map version and event sequence number that they belong to. -EAGAIN: the primary died in mid-change. */
 int64_t dm_map_runs(const struct dm_memory *m, struct dm_run *runs, uint64_t n_max, uint64_t *version, uint64_t *event_seq);
+
+/* ---- walks ---- */
+/* The map is walked as of one moment, list by list, memseg by memseg: a walk takes the read lock below. Inside a callback
+ * every call is allowed, allocation too; what comes meanwhile is no part of the walk. What a callback returns ends the walk
+ * if it is not 0, and is returned as it is (DPDK: 1 stopped, -1 error). Errors of the walk itself: -ENOMEM, -ECHILD, -ESTALE,
+ * -ESHUTDOWN, -EAGAIN (the primary died while it changed the map). list and memseg are good only during the call. */
+typedef int (*dm_memseg_walk_fn)(const struct dm_list_info *list, const struct dm_memseg_info *memseg, void *arg);
+/* bytes: of the VA-contiguous run inside one list that begins with the memseg `first`. */
+typedef int (*dm_memseg_contig_walk_fn)(const struct dm_list_info *list, const struct dm_memseg_info *first, uint64_t bytes, void *arg);
+typedef int (*dm_memseg_list_walk_fn)(const struct dm_list_info *list, void *arg);
+int dm_memseg_walk(struct dm_memory *m, dm_memseg_walk_fn fn, void *arg);
+int dm_memseg_contig_walk(struct dm_memory *m, dm_memseg_contig_walk_fn fn, void *arg);
+int dm_memseg_list_walk(struct dm_memory *m, dm_memseg_list_walk_fn fn, void *arg); /* lists with something present */
+/* Without the lock: the table as it is at each step; a memseg may leave under the callback. For callbacks of memory events,
+ * which keep what they are told of, and for threads that hold the lock: there they see what the others see. */
+int dm_memseg_walk_thread_unsafe(struct dm_memory *m, dm_memseg_walk_fn fn, void *arg);
+int dm_memseg_contig_walk_thread_unsafe(struct dm_memory *m, dm_memseg_contig_walk_fn fn, void *arg);
+int dm_memseg_list_walk_thread_unsafe(struct dm_memory *m, dm_memseg_list_walk_fn fn, void *arg);
+
+/* ---- the read lock of the map ---- */
+/* While the calling thread holds it no memory leaves, for anybody, and all walks of this thread see the map of the moment of
+ * the lock. Nobody waits for it: the map grows on, allocation is allowed, a shrink is put off
+ * (a lock that comes after a shrink was put off may wait for it, 50 ms at most and not more than once a second). It nests, belongs to its
+ * thread, and ends with the thread and with the process, also by kill -9; a process that is stopped inside it keeps memory
+ * from being given back, and nothing else. -EPERM: unlock by a thread that does not hold it. */
+int dm_mcfg_mem_read_lock(struct dm_memory *m);
+int dm_mcfg_mem_read_unlock(struct dm_memory *m);
+
+/* ---- conversions ---- */
+/* The list whose window addr lies in; -ENOENT. */
+int dm_virt2memseg_list(const struct dm_memory *m, const void *addr, struct dm_list_info *out);
+/* The vaddr of an IOVA; NULL: no present memory has it. */
+void *dm_iova2virt(const struct dm_memory *m, uint64_t iova);
+/* The physical address behind addr, of any memory of this process, as the kernel says (/proc/self/pagemap); UINT64_MAX: not
+ * present, or not permitted (CAP_SYS_ADMIN); dm_error_text() says which. */
+uint64_t dm_virt2phy(struct dm_memory *m, const void *addr);
+/* mlock(2) of the system page that holds addr. -ENOENT: in the window, but no memory there; or what mlock(2) says. */
+int dm_mem_lock_page(struct dm_memory *m, const void *addr);
+
+/* ---- what there is ---- */
+uint64_t dm_get_physmem_size(const struct dm_memory *m); /* bytes present, without external memory */
+/* A line for each run of memsegs, in DPDK's form: `Segment i-j: IOVA:0x.., len:N, virt:0x.., socket_id:N, hugepage_sz:N,
+ * nchannel:x, nrank:x fd:N`, and the sum. fd: of the descriptor that this process has, -1 none yet. */
+int dm_dump_physmem_layout(struct dm_memory *m, FILE *file);
+uint32_t dm_memory_get_nchannel(const struct dm_memory *m); /* -n of the primary; 0 unknown */
+uint32_t dm_memory_get_nrank(const struct dm_memory *m);    /* -r of the primary; 0 unknown */
+
+/* ---- segment descriptors ---- */
+/* The descriptor of the file behind the memseg that covers addr, in this program's table. It is the library's: do not
+ * close it, do not change the file's size. It is there as long as the memseg is: the library closes it before the memory
+ * goes, and at the detach; dup(2) keeps the page allocated beyond that. In a secondary it is fetched at the first call.
+ * -EINVAL addr is in no list; -ENOENT no memory there; -ENOTSUP external memory; -ENODEV it cannot be had (the primary is
+ * gone, or did not answer); -EMFILE this process is out of descriptors. dm_error_text() says more. */
+int dm_memseg_get_fd(struct dm_memory *m, const void *addr);
+/* Where the memseg begins in that file: 0, or in a one-file list its number times its size. 0 or -errno as above. */
+int dm_memseg_get_fd_offset(struct dm_memory *m, const void *addr, uint64_t *offset);
+/* The same; there is no lock that they could do without. */
+int dm_memseg_get_fd_thread_unsafe(struct dm_memory *m, const void *addr);
+int dm_memseg_get_fd_offset_thread_unsafe(struct dm_memory *m, const void *addr, uint64_t *offset);
+
+/* ---- a memory table for vhost-user ---- */
+/* A region of VHOST_USER_SET_MEM_TABLE: present memory that lies together in one file. Guest addresses are vaddrs. */
+struct dm_vhost_region {
+	uint64_t guest_phys_addr, memory_size, userspace_addr, mmap_offset;
+	int32_t fd;                 /* the library's, as of dm_memseg_get_fd(); -1: not asked for */
+	uint32_t list_idx;
+};
+enum { DM_VHOST_MAX_REGIONS = 8 /* of SET_MEM_TABLE, VHOST_MEMORY_BASELINE_NREGIONS */ };
+/* The regions of all present memory as of one moment, external memory left out. Fills at most n_max (with descriptors if
+ * want_fds) and returns how many there are. The caller keeps the memory from leaving while a back-end has it: by dm_pin()
+ * of each region (kind 3), and by holding the read lock around both calls. */
+int dm_vhost_user_regions(struct dm_memory *m, struct dm_vhost_region *regions, uint32_t n_max, int want_fds);
 
 /* ---- memory events ---- */
 enum { DM_MEM_EVENT_ALLOC = 0, DM_MEM_EVENT_FREE = 1, DM_MEM_EVENT_RESYNC = 2 };

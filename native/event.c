@@ -18,6 +18,7 @@
 
 #include "futex.h"
 #include "memory.h"
+#include "walks.h"
 
 enum { WAIT_CHUNK_MS = 100, CALLBACK_NAME_BYTES = 64 }; /* ms: bounds what a lost wake-up costs; name: DPDK's limit */
 
@@ -449,6 +450,12 @@ int dm_mem_event_callback_unregister(struct dm_memory *m, const char *name, void
 	if (cb) /* its reader goes at once, and nothing waits for it any more */
 		dm_futex_wake(&m->ctl->event_signal, INT32_MAX);
 	return cb ? 0 : dm_fail(m, -ENOENT, "no callback \"%s\" with that argument is registered", name);
+}
+
+/* The argument is a place inside m that no program has the address of: no callback of the program's is taken for it. */
+int dm_watch_events(struct dm_memory *m, const char *name, dm_mem_event_callback callback)
+{
+	return dm_mem_event_callback_register(m, name, callback, &m->readers);
 }
 
 int dm_readers_create(struct dm_memory *m)

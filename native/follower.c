@@ -38,23 +38,33 @@ static void close_between(int low, int high)
 		syscall(SYS_close_range, (unsigned int)(low + 1), (unsigned int)(high - 1), 0u);
 }
 
-/* other: -1 none. */
-static void close_all_but(int sock, int other)
+/* Closes all descriptors but these; -1 among them is none. */
+static void close_all_but(int kept[], int n)
 {
-	int low = other < sock ? other : sock, high = other < sock ? sock : other;
+	int low = -1;
 
-	close_between(-1, low);
-	close_between(low, high);
-	close_between(high, INT32_MAX);
+	for (int i = 1; i < n; i++)
+		for (int k = i; k > 0 && kept[k] < kept[k - 1]; k--) {
+			int higher = kept[k - 1];
+
+			kept[k - 1] = kept[k];
+			kept[k] = higher;
+		}
+	for (int i = 0; i < n; i++) {
+		close_between(low, kept[i]);
+		low = kept[i];
+	}
+	close_between(low, INT32_MAX);
 }
 
 static void take_own_table(struct dm_follower *f)
 {
+	int kept[] = {f->app_fd, f->handover_fd, f->uffd};
+
 	f->own_table = !unshare(CLONE_FILES);
 	f->sock = f->app_fd;
-	if (!f->own_table) /* not allowed: shared with the program, which then must not close what is not its own */
-		return;
-	close_all_but(f->sock, f->uffd);
+	if (f->own_table) /* else not allowed: shared with the program, which then must not close what is not its own */
+		close_all_but(kept, 3);
 }
 
 static void report_start(struct dm_follower *f, int status)
@@ -93,6 +103,21 @@ static void handle_done(struct dm_follower *f, const struct dm_wire_text *done)
 			answer(&f->requests[i], word, -done->status, done->text);
 }
 
+/* First the descriptors, then the answer: who has it finds them. */
+static void handle_fds(struct dm_follower *f, struct dm_packet *p)
+{
+	uint32_t word = request_word(p->header.request_id, REQUEST_WAITING);
+	struct dm_handover what = {.run = p->wire_fds.run, .request_id = p->header.request_id};
+	int err = p->fds_lost ? -EMFILE : 0;
+
+	what.run.n_segs = p->n_fds;
+	if (!err)
+		err = dm_handover_send(f, &what, p->fds, p->n_fds);
+	for (int i = 0; i < DM_MAX_REQUESTS; i++)
+		if (atomic_load_explicit(&f->requests[i].word, memory_order_acquire) == word)
+			answer(&f->requests[i], word, err, err ? strerror(-err) : "");
+}
+
 /* The attachment is over: state says why, and nobody waits any longer. */
 static void end(struct dm_follower *f, int state, const char *text)
 {
@@ -125,6 +150,9 @@ static bool handle(struct dm_follower *f, struct dm_packet *p)
 		return true;
 	case DM_WIRE_DONE:
 		handle_done(f, &p->text);
+		return true;
+	case DM_WIRE_FDS:
+		handle_fds(f, p);
 		return true;
 	case DM_WIRE_END:
 		end(f, end_state(p->text.status), p->text.text);
@@ -204,6 +232,7 @@ static void close_own(struct dm_follower *f)
 	close_fd(&f->uffd);
 	for (int i = 0; i < DM_MAX_LISTS; i++)
 		close_fd(&f->list_fds[i]);
+	close_fd(&f->handover_fd);
 	if (f->own_table)
 		close_fd(&f->sock);
 }
@@ -321,6 +350,13 @@ bool dm_app_fd_is_ours(const struct dm_follower *f)
 	return !fstat(f->app_fd, &st) && S_ISSOCK(st.st_mode) && st.st_ino == f->app_inode;
 }
 
+bool dm_app_handover_is_ours(const struct dm_follower *f)
+{
+	struct stat st;
+
+	return !fstat(f->app_handover_fd, &st) && S_ISSOCK(st.st_mode) && st.st_ino == f->app_handover_inode;
+}
+
 /* Whether memory for the request came with the events after *seq; moves *seq on. */
 static bool memory_came(const struct dm_control *c, const struct dm_grow_request *request, uint64_t *seq)
 {
@@ -398,6 +434,48 @@ static int request_growth(struct dm_follower *f, struct dm_request *r, uint32_t 
 		return err;
 	}
 	return wait_for_answer(f, r, id, request, seq, text);
+}
+
+static int wait_for_reply(struct dm_follower *f, struct dm_request *r, uint32_t id, char *text)
+{
+	int64_t until = dm_now_ns(CLOCK_MONOTONIC) + (int64_t)GROW_TIMEOUT_MS * 1000000;
+
+	while (dm_now_ns(CLOCK_MONOTONIC) < until) {
+		int rc = look_for_answer(f, r, text);
+
+		if (rc != -EAGAIN)
+			return rc;
+		dm_futex_wait(&r->word, request_word(id, REQUEST_WAITING), WAIT_CHUNK_MS * 1000000L);
+	}
+	snprintf(text, DM_ERROR_BYTES, "the primary has not answered for %d s: it is stopped or overloaded", GROW_TIMEOUT_MS / 1000);
+	return -ETIMEDOUT;
+}
+
+int dm_follower_ask(struct dm_follower *f, struct dm_wire_header *request, char *text)
+{
+	struct dm_request *r;
+	int err = atomic_load(&f->m->state);
+
+	if (err) {
+		snprintf(text, DM_ERROR_BYTES, "%.480s", f->error);
+		return err;
+	}
+	if (!dm_app_fd_is_ours(f)) {
+		snprintf(text, DM_ERROR_BYTES, "descriptor %d of the session was closed by this process (os.closerange()?)", f->app_fd);
+		return -EBADF;
+	}
+	r = take_request(f, &request->request_id);
+	if (!r) {
+		snprintf(text, DM_ERROR_BYTES, "%d threads of this process wait for the primary already", DM_MAX_REQUESTS);
+		return -EBUSY;
+	}
+	err = dm_packet_send(f->app_fd, request, request->bytes);
+	if (err)
+		snprintf(text, DM_ERROR_BYTES, "cannot ask the primary: %s", err == -EPIPE ? "it has ended" : strerror(-err));
+	else
+		err = wait_for_reply(f, r, request->request_id, text);
+	give_request(r, request->request_id);
+	return err;
 }
 
 int dm_follower_grow(void *ctx, const struct dm_grow_request *request, char *text)

@@ -3,8 +3,9 @@
  * The follower is one native thread per attachment. It owns a descriptor table of its own (unshare(2), CLONE_FILES):
  * the session socket, the control memfd, the userfaultfd and the list files are in there and nowhere else, so a program
  * that closes every descriptor it sees (os.closerange()) can neither drop the guard nor feed the follower a foreign
- * file, and no growth of that table stalls the program's threads. The program's own table holds one descriptor: a
- * second name of the session socket, for requests.
+ * file, and no growth of that table stalls the program's threads. The program's own table holds two descriptors: a
+ * second name of the session socket, for requests, and one end of the handover socket, through which the follower passes
+ * descriptors of segments that the program asks for (seg_fd.c).
  *
  * States of an attachment: CONNECTING -> SYNCING -> MEMBER -> ENDED. */
 #ifndef DM_FOLLOWER_H
@@ -40,6 +41,9 @@ struct dm_follower {
 	uint64_t app_inode;         /* st_ino of the socket: tells whether app_fd still is ours */
 	int sock, control_fd, ack_fd, uffd; /* in the follower's table; -1 none */
 	int list_fds[DM_MAX_LISTS]; /* one-file lists; -1 none */
+	int handover_fd;            /* the follower's end of the handover socket, in its table */
+	int app_handover_fd;        /* the program's */
+	uint64_t app_handover_inode;
 	bool own_table;
 	bool guarded;               /* one-file lists are mapped whole, under the guard */
 	uint32_t flags;             /* DM_ATTACH_ */
@@ -71,6 +75,7 @@ struct dm_packet {
 		struct dm_wire_runs runs;
 		struct dm_wire_version version;
 		struct dm_wire_round round;
+		struct dm_wire_fds wire_fds;
 		struct dm_wire_text text;
 	};
 	size_t n_bytes;
@@ -100,7 +105,16 @@ int dm_follower_start(struct dm_follower *f);
 void dm_follower_dismantle(struct dm_follower *f);
 int dm_follower_grow(void *ctx, const struct dm_grow_request *request, char *text);
 int dm_say_goodbye(int sock);
+/* Sends a request and waits for its answer: 0, or -errno with the reason in text. Fills in the header's id. */
+int dm_follower_ask(struct dm_follower *f, struct dm_wire_header *request, char *text);
+/* What goes through the handover socket, with the descriptors: request id 0 for the files of one-file lists, at the attach. */
+struct dm_handover {
+	struct dm_wire_run run;
+	uint32_t request_id, reserved;
+};
+int dm_handover_send(const struct dm_follower *f, const struct dm_handover *what, const int *fds, uint32_t n_fds);
 /* Whether app_fd still is the session: the program may have closed it and opened something else under its number. */
 bool dm_app_fd_is_ours(const struct dm_follower *f);
+bool dm_app_handover_is_ours(const struct dm_follower *f);
 
 #endif

@@ -163,6 +163,8 @@ static int take_list_files(struct dm_follower *f, struct dm_packet *p)
 		if (list_idx >= f->m->ctl->n_lists || i >= p->n_fds || f->list_fds[list_idx] >= 0)
 			return FAIL(f, -EPROTO, "LIST_FILES names list %u, which cannot be", list_idx);
 		f->list_fds[list_idx] = take_fd(p, i);
+		/* For the program, if it ever asks. Where the kernel has no room, the primary is asked then. */
+		dm_handover_send(f, &(struct dm_handover){.run = {.list_idx = list_idx}}, &f->list_fds[list_idx], 1);
 		if (!f->guarded)
 			continue;
 		l = dm_list_at(f->m->ctl, list_idx);

@@ -1,14 +1,16 @@
 /* map.c - the memseg table: looking things up in it, and changing it in one consistent step.
  *
  * Owns: the sequence lock map_seq around every change, and the counters n_present, version, map_version.
- * Rules: only the primary's loop thread changes the table. Conversions cost the same for any number of segments: the
- * window is one range, a list is found by comparing at most n_lists bounds, a segment by division.
+ * Rules: only the primary's loop thread changes the table. Conversions cost the same for any number of lists and segments:
+ * a list is found by the table of the window's GiB (outside the window by the page index), a segment by division.
  * Sources: the sequence lock follows Boehm, "Can seqlocks get along with programming language memory models?" (2012). */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <time.h>
 
 #include "memory.h"
+#include "walks.h"
 
 /* A change takes microseconds, but the primary can lose its CPU inside one: after SEQLOCK_SPINS tries readers sleep between
  * them, about a second in all. A primary that died inside one never ends it. */
@@ -16,13 +18,15 @@ enum { SEQLOCK_SPINS = 1000, SEQLOCK_TRIES = SEQLOCK_SPINS + 10000, SEQLOCK_SLEE
 
 int dm_find_list(const struct dm_control *c, uint64_t vaddr)
 {
-	for (uint32_t i = 0; i < c->n_lists; i++) {
-		const struct dm_list *l = dm_list_at(c, i);
+	uint64_t offset = vaddr - c->base_vaddr;
+	struct dm_seg_place place;
+	uint32_t list_idx;
 
-		if (l->state && vaddr - l->base_vaddr < l->window_bytes)
-			return (int)i;
-	}
-	return -ENOENT;
+	if (offset >= c->window_bytes)
+		return dm_page_index_find(c, DM_INDEX_VADDR, vaddr, &place) ? -ENOENT : (int)place.list_idx;
+	list_idx = *dm_window_at(c, offset >> DM_WINDOW_SHIFT) - 1u; /* 0, none, becomes one that is too big */
+	return list_idx < c->n_lists && vaddr - dm_list_at(c, list_idx)->base_vaddr < dm_list_at(c, list_idx)->window_bytes ?
+		       (int)list_idx : -ENOENT;
 }
 
 int dm_list_count(const struct dm_memory *m)
@@ -52,6 +56,8 @@ int dm_list_get(const struct dm_memory *m, uint32_t list_idx, struct dm_list_inf
 		.form = l->form,
 		.heap_idx = l->heap_idx,
 		.kernel_page_bytes = l->kernel_page_bytes,
+		.list_idx = list_idx,
+		.is_external = l->supply == DM_SUPPLY_EXTERNAL,
 	};
 	return 0;
 }
@@ -72,7 +78,7 @@ int dm_memseg_get(const struct dm_memory *m, uint32_t list_idx, uint64_t seg_idx
 	*out = (struct dm_memseg_info){
 		.vaddr = l->base_vaddr + seg_idx * l->page_bytes,
 		.bytes = l->page_bytes,
-		.iova = s->iova,
+		.iova = __atomic_load_n(&s->iova, __ATOMIC_RELAXED),
 		.page_bytes = l->page_bytes,
 		.state = state & 0xff,
 		.n_pins = atomic_load_explicit(&s->n_pins, memory_order_relaxed),
@@ -83,6 +89,24 @@ int dm_memseg_get(const struct dm_memory *m, uint32_t list_idx, uint64_t seg_idx
 		.numa_node = l->numa_node,
 	};
 	return 0;
+}
+
+/* While it is judged whether a memseg may leave it is LEAVING already: who meets it so waits for the end of that step. */
+uint32_t dm_seg_settled_state(const struct dm_control *c, const struct dm_list *l, uint64_t seg)
+{
+	struct dm_memseg *s = dm_memseg_at(c, l->first_memseg + seg);
+	uint32_t state = atomic_load_explicit(&s->state, memory_order_acquire) & 0xff;
+
+	for (int i = 0; state == DM_SEG_LEAVING && i < SEQLOCK_SPINS; i++) {
+		uint64_t seq = atomic_load_explicit(&c->map_seq, memory_order_acquire); /* pairs with change_end */
+
+		state = atomic_load_explicit(&s->state, memory_order_acquire) & 0xff;
+		atomic_thread_fence(memory_order_acquire);
+		if (!(seq & 1) && atomic_load_explicit(&c->map_seq, memory_order_relaxed) == seq)
+			break;
+		sched_yield();
+	}
+	return state;
 }
 
 int dm_virt2memseg(const struct dm_memory *m, const void *addr, struct dm_memseg_info *out)
@@ -144,6 +168,14 @@ static uint64_t collect_runs(const struct dm_control *c, struct dm_run *runs, ui
 		}
 	}
 	return n;
+}
+
+/* When nobody changes the table any more, whatever state the sequence lock was left in. */
+int64_t dm_map_runs_left(const struct dm_memory *m, struct dm_run *runs, uint64_t n_max, uint64_t *version, uint64_t *event_seq)
+{
+	*version = atomic_load_explicit(&m->ctl->map_version, memory_order_relaxed);
+	*event_seq = atomic_load_explicit(&m->ctl->event_seq, memory_order_relaxed);
+	return (int64_t)collect_runs(m->ctl, runs, n_max);
 }
 
 int64_t dm_map_runs(const struct dm_memory *m, struct dm_run *runs, uint64_t n_max, uint64_t *version, uint64_t *event_seq)
@@ -225,21 +257,46 @@ static void move_end(struct dm_control *c, struct dm_list *l, uint64_t end, uint
 	atomic_store_explicit(&l->end_seg, end_seg, memory_order_relaxed);
 }
 
+/* The counters follow the states. */
+static void apply(struct dm_control *c, struct dm_list *l, const struct dm_run *run, uint32_t state)
+{
+	int64_t more = set_states(c, l, run->first_seg, run->n_segs, state);
+
+	move_end(c, l, run->first_seg + run->n_segs, state);
+	atomic_fetch_add_explicit(&l->n_present, (uint64_t)more, memory_order_relaxed);
+}
+
 uint64_t dm_map_change(struct dm_control *c, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type)
 {
 	struct dm_list *l = dm_list_at(c, list_idx);
 	uint64_t seq = atomic_load_explicit(&c->event_seq, memory_order_relaxed);
-	int64_t more;
 
 	change_begin(c);
-	more = set_states(c, l, first, n, state);
-	move_end(c, l, first + n, state);
-	atomic_fetch_add_explicit(&l->n_present, (uint64_t)more, memory_order_relaxed);
+	apply(c, l, &(struct dm_run){.first_seg = first, .n_segs = n}, state);
 	if (event_type >= 0) {
 		atomic_fetch_add_explicit(&l->version, 1, memory_order_relaxed);
 		atomic_fetch_add_explicit(&c->map_version, 1, memory_order_relaxed);
 		seq = append_event(c, list_idx, first, n, event_type);
 	}
 	change_end(c);
+	if ((state & 0xff) == DM_SEG_ABSENT)
+		dm_page_index_remove(c, list_idx, first, n);
 	return seq;
+}
+
+/* One step for readers of the whole table: they see the memsegs PRESENT or gone, never gone and back again, which no event
+ * would tell them of. */
+int dm_map_try_leave(struct dm_control *c, const struct dm_run *run, uint32_t flags, dm_leave_judge judge, char *text)
+{
+	struct dm_list *l = dm_list_at(c, run->list_idx);
+	int err;
+
+	change_begin(c);
+	apply(c, l, run, DM_SEG_LEAVING | (flags & ~(uint32_t)DM_SEG_WARM));
+	atomic_thread_fence(memory_order_seq_cst); /* pairs with those in dm_pin and dm_mcfg_mem_read_lock */
+	err = judge(c, l, run, text);
+	if (err)
+		apply(c, l, run, DM_SEG_PRESENT | flags);
+	change_end(c);
+	return err;
 }

@@ -28,6 +28,8 @@ struct dm_thread {
 	bool has_lane;
 	bool no_waitv;              /* the kernel has no futex_waitv(2) */
 	struct robust_list_head own_robust_list; /* in use if libc keeps none for this thread; robust.c */
+	uint32_t n_read_locks;      /* of the map, nested; map_read.c */
+	struct dm_map_view *view;   /* of the outermost of them */
 	char error[DM_ERROR_BYTES];
 };
 
@@ -43,6 +45,7 @@ struct dm_memory {
 	_Atomic int state;          /* 0, or why it ended: -EPIPE, -ESTALE, -ECHILD, -ESHUTDOWN */
 	struct dm_follower *follower; /* NULL in the primary */
 	struct dm_readers *readers; /* event.c */
+	struct dm_seg_fds *seg_fds; /* seg_fd.c; NULL in an offline reader */
 	_Atomic uint32_t n_references; /* the attachment, and each thread's part: robust lists run through ctl */
 	void (*release)(struct dm_memory *m); /* of the last reference: deletes thread_key, unmaps ctl, frees m; may be NULL */
 };
@@ -128,6 +131,11 @@ int dm_find_list(const struct dm_control *c, uint64_t vaddr);     /* list index 
 /* Primary: memsegs [first, first + n) of the list become `state` in one consistent step; PRESENT and ABSENT-from-GROWING
  * or LEAVING adjust the counters; event_type >= 0 appends that event. Returns the last event sequence number. */
 uint64_t dm_map_change(struct dm_control *c, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type);
+/* The state of a memseg, not that of a moment in which it is only asked whether it may leave. */
+uint32_t dm_seg_settled_state(const struct dm_control *c, const struct dm_list *l, uint64_t seg);
+/* Primary: PRESENT memsegs become LEAVING if judge, asked once they are, has nothing against it; else they stay. */
+typedef int (*dm_leave_judge)(const struct dm_control *c, const struct dm_list *l, const struct dm_run *run, char *text);
+int dm_map_try_leave(struct dm_control *c, const struct dm_run *run, uint32_t flags, dm_leave_judge judge, char *text);
 
 /* window.c: the reservation, and what is mapped in it. error gets words with the mapping in the way. */
 int dm_window_reserve(uint64_t base, uint64_t bytes, char *error, size_t error_bytes);

@@ -72,6 +72,7 @@ static size_t least_bytes(uint16_t type)
 	case DM_WIRE_SYNCED:
 	case DM_WIRE_ATTACHED: return sizeof(struct dm_wire_version);
 	case DM_WIRE_ROUND: return sizeof(struct dm_wire_round);
+	case DM_WIRE_FDS: return sizeof(struct dm_wire_fds);
 	case DM_WIRE_DONE:
 	case DM_WIRE_END: return sizeof(struct dm_wire_text);
 	default: return 0;

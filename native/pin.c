@@ -25,13 +25,21 @@ static void pin_range(const struct dm_pin *p, uint64_t *vaddr, uint64_t *bytes)
 	*bytes = __atomic_load_n(&p->bytes, __ATOMIC_RELAXED);
 }
 
+/* Slots are taken lowest first, so nothing was ever pinned behind one that was never filled: a search ends there. */
+static bool was_never_used(const struct dm_pin *p, uint64_t word)
+{
+	return word == 0 && __atomic_load_n(&p->bytes, __ATOMIC_RELAXED) == 0;
+}
+
 int dm_pin_find(const struct dm_control *c, uint64_t vaddr, uint64_t bytes)
 {
 	for (int i = 0; i < DM_MAX_PINS; i++) {
 		const struct dm_pin *p = dm_pin_at(c, (uint64_t)i);
-		uint64_t at, n;
+		uint64_t word = atomic_load_explicit(&p->word, memory_order_acquire), at, n;
 
-		if ((atomic_load_explicit(&p->word, memory_order_acquire) & PIN_KIND_MASK) == DM_PIN_FREE)
+		if (was_never_used(p, word))
+			break;
+		if ((word & PIN_KIND_MASK) == DM_PIN_FREE)
 			continue;
 		pin_range(p, &at, &n);
 		if (at < vaddr + bytes && vaddr < at + n)
@@ -54,7 +62,7 @@ static bool all_present(const struct dm_control *c, const struct dm_list *l, uin
 	uint64_t last = (vaddr + bytes - 1 - l->base_vaddr) / l->page_bytes;
 
 	for (uint64_t seg = (vaddr - l->base_vaddr) / l->page_bytes; seg <= last; seg++)
-		if (!dm_seg_is_present(c, l, seg))
+		if (dm_seg_settled_state(c, l, seg) != DM_SEG_PRESENT)
 			return false;
 	return true;
 }
@@ -185,6 +193,8 @@ void dm_pins_reap(struct dm_control *c, uint32_t owner_id)
 		if (kind != DM_PIN_FREE && kind != DM_PIN_LEASE && kind != DM_PIN_USER)
 			continue; /* a device or the kernel may write there still */
 		pin_range(p, &vaddr, &bytes);
+		if (bytes == 0) /* its maker died before it was filled: see was_never_used */
+			__atomic_store_n(&p->bytes, 1, __ATOMIC_RELAXED);
 		atomic_store_explicit(&p->word, 0, memory_order_release);
 		recount_hints(c, vaddr, bytes);
 	}

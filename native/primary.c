@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "memory.h"
+#include "walks.h"
 #include "wire.h"
 
 static_assert((int)DM_API_LAYOUT_VERSION == DM_LAYOUT_VERSION && (int)DM_API_SLAB_BYTES == DM_SLAB_BYTES &&
@@ -111,6 +112,8 @@ int dm_primary_create(const struct dm_control_spec *spec, dm_grow_fn grow, void 
 	err = open_all(p, spec, error, error_bytes);
 	if (!err)
 		err = dm_readers_create(&p->m);
+	if (!err)
+		err = dm_seg_fds_create(&p->m);
 	if (err) {
 		dm_primary_destroy(&p->m);
 		return err;
@@ -126,6 +129,7 @@ void dm_primary_destroy(struct dm_memory *m)
 
 	dm_bell_stop(p->bell);
 	dm_readers_destroy(m);
+	dm_seg_fds_destroy(m);
 	if (m->ctl && m->ctl->base_vaddr)
 		dm_window_release(m->ctl->base_vaddr, m->ctl->window_bytes);
 	atomic_store(&m->state, -ESHUTDOWN);
@@ -152,6 +156,12 @@ int dm_primary_is_guarded(const struct dm_memory *m)
 void dm_primary_set_state(struct dm_memory *m, uint32_t primary_state)
 {
 	m->ctl->primary_state = primary_state;
+}
+
+void dm_primary_set_channels(struct dm_memory *m, uint32_t n_channels, uint32_t n_ranks)
+{
+	m->ctl->n_channels = n_channels;
+	m->ctl->n_ranks = n_ranks;
 }
 
 void dm_primary_set_limit(struct dm_memory *m, uint32_t list_idx, uint64_t limit_segments)
@@ -236,22 +246,31 @@ void dm_control_info_get(const struct dm_memory *m, struct dm_control_info *out)
 int dm_primary_map_list(struct dm_memory *m, uint32_t list_idx, int fd)
 {
 	const struct dm_list *l = dm_list_at(m->ctl, list_idx);
+	int err = of(m)->uffd < 0 ? -ENOTSUP : dm_window_map_list(l->base_vaddr, l->window_bytes, fd, of(m)->uffd);
 
-	return of(m)->uffd < 0 ? -ENOTSUP : dm_window_map_list(l->base_vaddr, l->window_bytes, fd, of(m)->uffd);
+	if (!err)
+		dm_seg_fds_set_list(m, list_idx, fd);
+	return err;
 }
 
 int dm_primary_map_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, const int *fds)
 {
 	const struct dm_list *l = dm_list_at(m->ctl, list_idx);
+	int err = dm_window_map_files(l->base_vaddr + first * l->page_bytes, l->page_bytes, fds, n);
 
-	return dm_window_map_files(l->base_vaddr + first * l->page_bytes, l->page_bytes, fds, n);
+	if (!err)
+		dm_seg_fds_set(m, list_idx, first, n, fds);
+	return err;
 }
 
 int dm_primary_unmap_segments(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n)
 {
 	const struct dm_list *l = dm_list_at(m->ctl, list_idx);
+	int err = n ? dm_window_unmap_run(l->base_vaddr + first * l->page_bytes, n * l->page_bytes) : 0;
 
-	return n ? dm_window_unmap_run(l->base_vaddr + first * l->page_bytes, n * l->page_bytes) : 0;
+	if (!err)
+		dm_seg_fds_set(m, list_idx, first, n, NULL);
+	return err;
 }
 
 /* IOVA as VA: known as soon as the slot is taken. As PA: dm_primary_set_iova(), once the page is there. */
@@ -260,7 +279,8 @@ static void set_iova_as_va(struct dm_control *c, uint32_t list_idx, uint64_t fir
 	const struct dm_list *l = dm_list_at(c, list_idx);
 
 	for (uint64_t seg = first; seg < first + n; seg++)
-		dm_memseg_at(c, l->first_memseg + seg)->iova = l->base_vaddr + seg * l->page_bytes;
+		__atomic_store_n(&dm_memseg_at(c, l->first_memseg + seg)->iova, l->base_vaddr + seg * l->page_bytes,
+				 __ATOMIC_RELAXED);
 }
 
 uint64_t dm_primary_change(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type)
@@ -275,7 +295,8 @@ void dm_primary_set_iova(struct dm_memory *m, uint32_t list_idx, uint64_t first,
 	const struct dm_list *l = dm_list_at(m->ctl, list_idx);
 
 	for (uint64_t i = 0; i < n; i++)
-		dm_memseg_at(m->ctl, l->first_memseg + first + i)->iova = iovas[i];
+		__atomic_store_n(&dm_memseg_at(m->ctl, l->first_memseg + first + i)->iova, iovas[i], __ATOMIC_RELAXED);
+	dm_page_index_add(m->ctl, DM_INDEX_IOVA, list_idx, first, n);
 }
 
 static bool is_absent(const struct dm_memory *m, const struct dm_list *l, uint64_t seg)
@@ -368,6 +389,7 @@ int dm_owner_get(const struct dm_memory *m, uint32_t owner_id, struct dm_owner_i
 		.ended_ns = o->ended_ns,
 		.n_mapped = atomic_load(&o->n_mapped),
 		.wants_free_rounds = atomic_load(&o->wants_free_rounds),
+		.n_map_readers = atomic_load(&o->n_map_readers),
 	};
 	if (out->state == DM_OWNER_FREE)
 		return -ENOENT;

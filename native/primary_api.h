@@ -46,7 +46,7 @@ struct dm_owner_info {
 	int32_t pid;
 	uint32_t n_lanes;
 	uint64_t attached_ns, ended_ns, n_mapped;
-	uint32_t wants_free_rounds;
+	uint32_t wants_free_rounds, n_map_readers;
 	uint8_t session_id[16];
 	char name[32];
 };
@@ -66,6 +66,7 @@ void dm_primary_destroy(struct dm_memory *m);
 int dm_primary_control_fd(const struct dm_memory *m); /* stays the memory's */
 int dm_primary_is_guarded(const struct dm_memory *m);
 void dm_primary_set_state(struct dm_memory *m, uint32_t primary_state);
+void dm_primary_set_channels(struct dm_memory *m, uint32_t n_channels, uint32_t n_ranks); /* -n and -r; 0 unknown */
 void dm_primary_set_limit(struct dm_memory *m, uint32_t list_idx, uint64_t limit_segments);
 void dm_primary_set_hysteresis(struct dm_memory *m, uint32_t free_segments);
 /* An eventfd, the memory's: readable after memsegs fell free or warm ones were claimed. */

@@ -9,7 +9,11 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "futex.h"
 #include "heap.h"
+#include "walks.h"
+
+enum { READERS_WAIT_NS = 50000000, READERS_SPARED_NS = 1000000000 };
 
 typedef unsigned long long ull;
 
@@ -111,24 +115,49 @@ static int judge_pins(const struct dm_control *c, const struct dm_list *l, const
 	return -EBUSY;
 }
 
+/* As judge_pins: memory does not leave while somebody reads the map (map_read.c). */
+static int judge_holders(const struct dm_control *c, const struct dm_list *l, const struct dm_run *run, char *text)
+{
+	int owner_id = dm_map_reader_find(c);
+
+	if (owner_id < 0)
+		return judge_pins(c, l, run, text);
+	snprintf(text, DM_ERROR_BYTES, "owner %d (%.31s) holds the read lock of the map", owner_id,
+		 dm_owner_at(c, (uint64_t)owner_id)->name);
+	return -EBUSY;
+}
+
+/* Walks that follow one another without a gap would keep memory for ever. So a shrink that one of them refuses asks those
+ * that come next to wait, for READERS_WAIT_NS at most and once in READERS_SPARED_NS: its next try, 20 ms later, finds all
+ * short ones gone. Who holds the lock for longer than that has said that the memory shall stay. */
+static void ask_readers_to_wait(struct dm_control *c)
+{
+	uint64_t now = (uint64_t)dm_now_ns(CLOCK_MONOTONIC), until = atomic_load(&c->readers_wait_until_ns);
+
+	if (until == 0 || now > until + READERS_SPARED_NS)
+		atomic_store(&c->readers_wait_until_ns, now + READERS_WAIT_NS);
+}
+
 static int take_out(struct dm_memory *m, struct dm_list *l, const struct dm_run *run, char *text)
 {
 	struct dm_control *c = m->ctl;
-	uint64_t page = run->first_seg * dm_seg_pages(l), n_pages = run->n_segs * dm_seg_pages(l);
 	uint32_t flags = dm_seg_flags(c, l, run->first_seg) & ~UINT32_C(0xff);
 	int err = flags & DM_SEG_WARM ? judge_warm(c, l, run, text) : judge_free(c, l, run, text);
 
-	if (err != 0)
+	if (err == 0)
+		err = judge_holders(c, l, run, text); /* most are found here already, and nobody sees the memsegs waver */
+	if (err == 0)
+		err = dm_map_try_leave(c, run, flags, judge_holders, text);
+	if (err != 0) {
+		if (dm_map_reader_find(c) >= 0)
+			ask_readers_to_wait(c);
 		return err;
-	dm_map_change(c, run->list_idx, run->first_seg, run->n_segs, DM_SEG_LEAVING | (flags & ~(uint32_t)DM_SEG_WARM), -1);
-	atomic_thread_fence(memory_order_seq_cst); /* pairs with the one in dm_pin */
-	err = judge_pins(c, l, run, text);
-	if (err != 0)
-		dm_map_change(c, run->list_idx, run->first_seg, run->n_segs, DM_SEG_PRESENT | flags, -1);
-	else if (flags & DM_SEG_WARM)
+	}
+	atomic_store(&c->readers_wait_until_ns, 0);
+	if (flags & DM_SEG_WARM)
 		dm_count(&l->n_warm, 0 - run->n_segs);
 	else
-		dm_pages_mark_used(c, l, page, n_pages);
+		dm_pages_mark_used(c, l, run->first_seg * dm_seg_pages(l), run->n_segs * dm_seg_pages(l));
 	return err;
 }
 

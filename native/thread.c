@@ -14,12 +14,14 @@
 #include <string.h>
 
 #include "memory.h"
+#include "walks.h"
 
 static void thread_end(void *arg)
 {
 	struct dm_thread *t = arg;
 	struct dm_memory *m = t->memory;
 
+	dm_map_read_drop(m, t);
 	dm_lane_release(m, t);
 	free(t);
 	dm_memory_put(m);

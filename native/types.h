@@ -26,6 +26,9 @@
  *  | claiming warm memsegs            | some are the heap's, some WARM | next locker: rebuilds; both are lawful          |
  *  | primary: growing                 | memseg GROWING                 | adopting primary: ABSENT again, file is punched |
  *  | primary: shrinking               | memseg LEAVING                 | adopting primary: finishes the shrink           |
+ *  | holding the map's read lock      | owner.n_map_readers            | counts no more: the owner is DEAD, its slot is  |
+ *  |                                  |                                | cleared when it is taken again                  |
+ *  | primary: changing the page index | stale, or half rebuilt         | readers fall back; adopting primary: rebuilds   |
  *
  * Leaves out on purpose: per-lane caches (the words and laws here allow them: a cached block is a cell word with
  * tag DM_TAG_CACHED), pointers, pthread objects (their owners are thread ids, which collide across PID namespaces).
@@ -55,6 +58,7 @@ enum {
 	DM_MAX_ZONES = 1 << 20,     /* sparse: unused ones cost no memory */
 	DM_ZONE_BUCKETS = 1 << 18,
 	DM_MAX_PINS = 4096,
+	DM_WINDOW_SHIFT = 30,       /* 1 GiB: windows of lists start and end at multiples of it */
 	DM_HEAP_PAGE_SHIFT = 12,    /* 4 KiB: the unit of big allocations */
 	DM_HEAP_PAGE_BYTES = 1 << DM_HEAP_PAGE_SHIFT,
 	DM_SLAB_PAGES = 16,         /* 64 KiB, 64 KiB aligned in its list: the unit that small sizes are cut from */
@@ -113,7 +117,7 @@ struct dm_owner {
 	uint64_t attached_ns;       /* primary; CLOCK_REALTIME */
 	uint64_t ended_ns;          /* primary; CLOCK_REALTIME, 0 while it lives */
 	_Atomic uint32_t wants_free_rounds; /* the session: > 0 callbacks that must run before memory goes */
-	uint32_t reserved0;
+	_Atomic uint32_t n_map_readers; /* the session: read locks of the map that its threads hold; counts only while it lives */
 	_Atomic uint64_t n_mapped;  /* the session: segments mapped now (per-segment lists) */
 	_Atomic uint64_t events_seq; /* the session: last memory event that its callbacks have returned from */
 	_Atomic uint64_t acks[DM_MAX_ROUNDS]; /* the session: round id << 32 | status (0 or errno), one per round slot */
@@ -287,6 +291,15 @@ struct dm_event {
 };
 static_assert(sizeof(struct dm_event) == 64, "an event is a cache line");
 
+/* ---- the page index -------------------------------------------------------------------------------------------- */
+
+/* From an address to its memseg, where it cannot be computed: IOVAs that are not the vaddr, and the vaddrs of lists outside
+ * the window. One open-addressed table of words: 0 empty, DM_INDEX_GRAVE removed, else kind << 63 | list << 40 | seg + 1.
+ * Law: a memseg that is PRESENT or LEAVING, and whose IOVA is known and not its vaddr, has an entry for each page-sized slot
+ * of IOVA space that it touches. An entry is a hint: who finds one asks the memseg itself, so a stale one harms nobody. */
+enum dm_index_kind { DM_INDEX_IOVA = 0, DM_INDEX_VADDR = 1, DM_INDEX_KINDS = 2 };
+#define DM_INDEX_GRAVE UINT64_MAX
+
 /* ---- the control segment --------------------------------------------------------------------------------------- */
 
 /* The header, at offset 0. map_seq is a sequence lock for readers of the memseg table as a whole: odd while the primary
@@ -305,9 +318,12 @@ struct dm_control {
 	uint32_t iova_mode;         /* DM_IOVA_MODE_: as enum rte_iova_mode less 1 */
 	uint32_t flags;             /* DM_CTL_ */
 	uint32_t n_lists, n_heaps;
+	uint32_t n_channels, n_ranks; /* primary, at start: -n and -r; 0 unknown */
 	/* offsets in bytes from the start, and the number of elements */
 	uint64_t lists_offset, heaps_offset, lanes_offset, owners_offset, tags_offset, rounds_offset, events_offset;
 	uint64_t pins_offset, zones_offset, buckets_offset;
+	uint64_t windows_offset;                 /* uint16_t for each GiB of the window: list index + 1, 0 none; constant */
+	uint64_t index_offset, n_index_buckets;  /* uint64_t each, a power of two: page_index.c; DERIVED, primary */
 	uint64_t memsegs_offset, n_memsegs;
 	uint64_t heads_offset, n_heap_pages;     /* uint64_t each */
 	uint64_t free_bits_offset;               /* one bit a heap page, DERIVED */
@@ -321,6 +337,7 @@ struct dm_control {
 	_Atomic uint32_t event_signal; /* primary: futex word, low bits of event_seq; readers wait on it */
 	alignas(DM_CACHE_LINE) _Atomic uint32_t bell; /* any: 1 and a wake when memsegs fell free or warm ones were claimed; the primary's bell thread clears */
 	_Atomic uint32_t shrink_hysteresis; /* primary: free memsegs that each list keeps */
+	_Atomic uint64_t readers_wait_until_ns; /* primary: new read locks of the map wait until then; CLOCK_MONOTONIC, 0: not */
 	alignas(DM_CACHE_LINE) struct dm_lock zone_lock;   /* any */
 	_Atomic uint32_t zones_need_rebuild;
 	_Atomic uint32_t n_zones;   /* DERIVED, zone lock */
@@ -330,6 +347,10 @@ struct dm_control {
 	_Atomic uint32_t zone_seq;  /* zone lock: odd while the index changes; readers without the lock compare it */
 	alignas(DM_CACHE_LINE) struct dm_lock tag_lock;    /* any */
 	_Atomic uint32_t n_tags;    /* tag lock */
+	alignas(DM_CACHE_LINE) _Atomic uint64_t index_seq; /* primary: odd while the page index is rebuilt */
+	_Atomic uint64_t index_shifts[DM_INDEX_KINDS]; /* DERIVED, primary: bit s set: pages of 1 << s bytes are in the index */
+	_Atomic uint64_t n_index_entries, n_index_graves; /* DERIVED, primary: entries, and removed ones that a search still passes */
+	_Atomic uint32_t index_is_partial; /* primary: 1 an entry did not fit, a search that finds nothing looks at the memsegs */
 };
 static_assert(sizeof(struct dm_control) % DM_CACHE_LINE == 0, "tables after the header start a line");
 enum { DM_IOVA_MODE_PA = 0, DM_IOVA_MODE_VA = 1 };
@@ -351,6 +372,8 @@ DM_TABLE(struct dm_event, event_at, events_offset)
 DM_TABLE(struct dm_pin, pin_at, pins_offset)
 DM_TABLE(struct dm_zone, zone_at, zones_offset)
 DM_TABLE(_Atomic uint32_t, bucket_at, buckets_offset)
+DM_TABLE(uint16_t, window_at, windows_offset)
+DM_TABLE(_Atomic uint64_t, index_at, index_offset)
 DM_TABLE(struct dm_memseg, memseg_at, memsegs_offset)
 DM_TABLE(_Atomic uint64_t, head_at, heads_offset)
 DM_TABLE(_Atomic uint64_t, free_bits_at, free_bits_offset)

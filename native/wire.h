@@ -31,6 +31,8 @@ enum dm_wire_type {
 	DM_WIRE_DONE = 10,      /* <- the answer to GROW */
 	DM_WIRE_BYE = 11,       /* -> */
 	DM_WIRE_END = 12,       /* <- refused, evicted or shut down; the last message */
+	DM_WIRE_GET_FDS = 50,   /* -> */
+	DM_WIRE_FDS = 51,       /* <- the answer, with descriptors; where there are none, DONE with the reason */
 };
 
 struct dm_wire_header {
@@ -38,7 +40,7 @@ struct dm_wire_header {
 	uint16_t type;
 	uint16_t n_fds;             /* that come with this message */
 	uint32_t bytes;             /* of the whole message */
-	uint32_t request_id;        /* GROW and DONE; else 0 */
+	uint32_t request_id;        /* GROW, GET_FDS and their answers; else 0 */
 };
 static_assert(sizeof(struct dm_wire_header) == 16, "wire");
 
@@ -109,6 +111,14 @@ struct dm_wire_grow {
 	uint32_t heap_idx, flags;
 };
 static_assert(sizeof(struct dm_wire_grow) == 48, "wire");
+
+/* GET_FDS, and FDS: of as many of these segments, from the first on, as descriptors come. In a one-file list there is one,
+ * of its file. */
+struct dm_wire_fds {
+	struct dm_wire_header h;
+	struct dm_wire_run run;
+};
+static_assert(sizeof(struct dm_wire_fds) == 40, "wire");
 
 /* DONE and END */
 struct dm_wire_text {

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import zmq
 
-from dpdkmem.shared import control_wire, snapshot
+from dpdkmem.shared import control_wire, explain, snapshot
 from dpdkmem.shared.control_wire import ErrorFields, Topic, Verb
 from dpdkmem.shared.errors import ConfigError, DpdkmemError, InternalError, PeerProtocolError, errno_error
 from dpdkmem.shared.model import UsageBy
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
     from dpdkmem.primary.limits import LimitRecord
     from dpdkmem.shared.control_wire import Request
+    from dpdkmem.shared.explain import ExplainSource
     from dpdkmem.shared.runtime import RuntimePaths
-    from dpdkmem.shared.snapshot import EventFields, ReportSource, RoundFields, SessionExtra, TimingFields
+    from dpdkmem.shared.snapshot import EventFields, RoundFields, SessionExtra, TimingFields
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class QueryBackend(Protocol):
     """What the daemon tells of itself. Called on its loop thread, between two of its own steps; must not block."""
 
     @property
-    def memory(self) -> ReportSource:
+    def memory(self) -> ExplainSource:
         """The primary's own memory."""
 
     def session_extras(self) -> Mapping[int, SessionExtra]:
@@ -224,6 +225,8 @@ class ControlServer:
                 return self._limits()
             case Verb.CONFIG:
                 return self._config()
+            case Verb.EXPLAIN:
+                return explain.explain_report(memory, args.address())
 
     def _stats(self) -> snapshot.StatsReport:
         return {
@@ -281,6 +284,9 @@ class _Args:
                 f"the last {n_last!r} events: a number from 0 to {snapshot.MAX_EVENTS} is wanted"
             )
         return n_last
+
+    def address(self) -> int:
+        return explain.parse_address(str(self._args.get("address", 0)))
 
 
 def _verb(word: str) -> Verb:

@@ -21,7 +21,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from dpdkmem.native import PrimaryMemory
+from dpdkmem.native import PrimaryMemory, walks
 from dpdkmem.primary.backend import Backend
 from dpdkmem.primary.control import ControlServer
 from dpdkmem.primary.growth import Growth, MemsegList
@@ -34,6 +34,7 @@ from dpdkmem.primary.minimum import plan_minimum
 from dpdkmem.primary.pagefinder import PageFinder
 from dpdkmem.primary.publication import Publisher
 from dpdkmem.primary.reserve_journal import open_reserver
+from dpdkmem.primary.segment_fds import find_fds
 from dpdkmem.primary.sessions import OUT_OF_DESCRIPTORS, SessionTable
 from dpdkmem.primary.supplies import FilePlace, open_files
 from dpdkmem.shared import runtime
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from dpdkmem.primary.publication import Member
     from dpdkmem.primary.sessions import Session
     from dpdkmem.shared.config import Config
-    from dpdkmem.shared.messages import Grow
+    from dpdkmem.shared.messages import GetFds, Grow
     from dpdkmem.shared.model import ListInfo, ReapReport
     from dpdkmem.shared.runtime import RuntimePaths
 
@@ -202,6 +203,8 @@ class Primary:
             self.guard.check_file_size(max(one.window_bytes for one in self.layout.spec.lists))
         self.native = PrimaryMemory.create(self.layout.spec, self._grow_here)
         self._stack.callback(self.native.destroy)
+        channels = self.config.memory.n_channels or 0, self.config.memory.n_ranks or 0
+        walks.set_channels(self.native, *channels)
         if not self.native.guarded and self.config.form is SegmentForm.ONE_FILE:
             raise NotPermitted(
                 errno.EPERM,
@@ -336,6 +339,11 @@ class Primary:
         self._grow_when_possible(
             wanted, lambda outcome: self.sessions.answer(session, _done(request, outcome))
         )
+
+    def get_fds(self, session: Session, request: GetFds) -> None:
+        """Serve a GET_FDS."""
+        answer, fds = find_fds(self.lists, request)
+        self.sessions.answer(session, answer, fds)
 
     def snapshot(self, *, one_file_runs: bool) -> tuple[tuple[Run, ...], int]:
         """Return the runs that a session must be told of, and the map version."""

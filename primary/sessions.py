@@ -38,6 +38,7 @@ from dpdkmem.shared.messages import (
     Bye,
     End,
     EndCode,
+    GetFds,
     Grow,
     Hello,
     ListFiles,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from dpdkmem.shared.fds import Fd
     from dpdkmem.shared.messages import (
         Done,
+        Fds,
         Message,
     )
     from dpdkmem.shared.model import ReapReport
@@ -89,6 +91,9 @@ class Hooks(Protocol):
 
     def grow(self, session: Session, request: Grow) -> None:
         """Serve a request; `SessionTable.answer()` is called when it is done."""
+
+    def get_fds(self, session: Session, request: GetFds) -> None:
+        """Serve a request for descriptors by `SessionTable.answer()`."""
 
     def snapshot(self, *, one_file_runs: bool) -> tuple[tuple[Run, ...], int]:
         """Return the PRESENT runs that are to be announced, and the map version."""
@@ -225,12 +230,12 @@ class SessionTable:
         for session in self.lingering:
             self._forget_pidfd(session)
 
-    def answer(self, session: Session, done: Done) -> None:
-        """Send the answer to a GROW; a session that is over gets none."""
+    def answer(self, session: Session, done: Done | Fds, fds: Sequence[int] = ()) -> None:
+        """Send the answer to a request; a session that is over gets none. The descriptors stay the caller's."""
         if session.over or session.protocol.state is not PrimaryState.MEMBER:
             return
         try:
-            self._send(session, done, ())
+            self._send(session, done, fds)
         except (
             PeerProtocolError
         ) as error:  # a fault of this peer's, maybe in the middle of another one's message
@@ -413,6 +418,8 @@ class SessionTable:
                 self._catch_up(session, message)
             case Grow():
                 self._hooks.grow(session, message)
+            case GetFds():
+                self._hooks.get_fds(session, message)
             case Bye():
                 session.said_goodbye = True
                 self.end(session, End(EndCode.BYE, retryable=False, text="goodbye"), "it detached")

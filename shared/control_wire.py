@@ -41,6 +41,7 @@ class Verb(enum.Enum):
     STATS = "stats"
     LIMITS = "limits"
     CONFIG = "config"
+    EXPLAIN = "explain"
 
 
 class Topic(enum.Enum):

@@ -29,6 +29,7 @@ from dpdkmem.shared.malloc_family import MallocFamily
 from dpdkmem.shared.mem_events import MemEventCallbacks
 from dpdkmem.shared.memzone_family import MemzoneFamily
 from dpdkmem.shared.model import NUMA_ANY
+from dpdkmem.shared.walks import MapUser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -253,7 +254,7 @@ class Memzone(_Place):
         )
 
 
-class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily):
+class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser):
     """Shared memory as a program uses it.
 
     Args:

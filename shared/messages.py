@@ -79,6 +79,8 @@ class MessageType(enum.IntEnum):
     DONE = 10
     BYE = 11
     END = 12
+    GET_FDS = 50
+    FDS = 51
 
 
 class EndCode(enum.IntEnum):
@@ -459,10 +461,10 @@ class Grow(_NoFds):
 
 @dataclass(frozen=True, slots=True)
 class Done(_NoFds):
-    """P -> C: the answer to the GROW of that request id; answers come in any order.
+    """P -> C: the answer to the GROW of that request id, or to a GET_FDS that fails; answers come in any order.
 
     Attributes:
-        request_id: of the GROW.
+        request_id: of the request.
         status: 0, or the errno that says why not.
         retryable: the same request can succeed later.
         text: why not, in words; cut to 511 bytes.
@@ -498,6 +500,52 @@ class Bye(_NoFds):
 
 
 @dataclass(frozen=True, slots=True)
+class GetFds(_NoFds):
+    """C -> P: the program wants descriptors of segments; answered by FDS, or by DONE with the reason why not.
+
+    Attributes:
+        request_id: not 0, and not one of an unanswered request of this session.
+        run: which, in the order of need; more than fit in an answer are left out of it.
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.GET_FDS
+
+    request_id: int
+    run: Run
+
+    def _fault(self) -> str | None:
+        return "request id 0 means none" if self.request_id == 0 else self.run.fault()
+
+    def _pack(self) -> bytes:
+        return _encode(self, _NOTHING, request_id=self.request_id, runs=(self.run,))
+
+
+@dataclass(frozen=True, slots=True)
+class Fds(_Message):
+    """P -> C, the answer to a GET_FDS: a descriptor of each segment of the run; of a one-file list one, of its file.
+
+    Attributes:
+        request_id: of the GET_FDS.
+        run: a part of the one asked for, from its first segment on.
+        n_fds: as many as it has segments.
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.FDS
+
+    request_id: int
+    run: Run
+    n_fds: int
+
+    def _fault(self) -> str | None:
+        if self.request_id == 0:
+            return "request id 0 means none"
+        return _runs_fault((self.run,), self.n_fds) or (None if self.n_fds else "it has no descriptors")
+
+    def _pack(self) -> bytes:
+        return _encode(self, _NOTHING, request_id=self.request_id, runs=(self.run,))
+
+
+@dataclass(frozen=True, slots=True)
 class End(_NoFds):
     """P -> C, the last: why the session ends.
 
@@ -521,7 +569,20 @@ class End(_NoFds):
 
 
 Message: TypeAlias = (
-    Hello | Welcome | ListFiles | Segments | Synced | Ready | Attached | Round | Grow | Done | Bye | End
+    Hello
+    | Welcome
+    | ListFiles
+    | Segments
+    | Synced
+    | Ready
+    | Attached
+    | Round
+    | Grow
+    | Done
+    | Bye
+    | End
+    | GetFds
+    | Fds
 )
 
 
@@ -552,7 +613,7 @@ def decode(data: bytes, n_fds: int) -> Message:
         )
     if said_fds != n_fds:
         raise _breach(f"{name} says that it has {said_fds} descriptors, {n_fds} came")
-    if request_id and number not in {MessageType.GROW, MessageType.DONE}:
+    if request_id and number not in _REQUESTS:
         raise _breach(f"{name} has the request id {request_id}")
     try:
         message = decoder(_Body(data, n_fds, request_id))
@@ -735,7 +796,20 @@ def _decode_end(body: _Body) -> End:
     return End(int(code), _flag(retryable, 1), _string("the text", text))
 
 
+def _decode_get_fds(body: _Body) -> GetFds:
+    body.head(_NOTHING)
+    return GetFds(body.request_id, body.runs(_NOTHING, 1)[0])
+
+
+def _decode_fds(body: _Body) -> Fds:
+    body.head(_NOTHING)
+    return Fds(body.request_id, body.runs(_NOTHING, 1)[0], body.n_fds)
+
+
 _NOTHING: Final = struct.Struct("=")
+_REQUESTS: Final = frozenset(
+    {MessageType.GROW, MessageType.DONE, MessageType.GET_FDS, MessageType.FDS}
+)  # have a request id
 _ROUND_OPS: Final = frozenset(RoundOp)
 _DECODERS: Final[Mapping[int, Callable[[_Body], Message]]] = {
     MessageType.HELLO: _decode_hello,
@@ -750,6 +824,8 @@ _DECODERS: Final[Mapping[int, Callable[[_Body], Message]]] = {
     MessageType.DONE: _decode_done,
     MessageType.BYE: _decode_bye,
     MessageType.END: _decode_end,
+    MessageType.GET_FDS: _decode_get_fds,
+    MessageType.FDS: _decode_fds,
 }
 
 

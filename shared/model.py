@@ -111,6 +111,7 @@ class ListInfo:
     supply: SupplyKind
     form: SegmentForm
     heap_idx: int
+    is_external: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,18 @@ class MemsegInfo:
     is_minimum: bool
     is_warm: bool
     numa_node: int
+
+
+@dataclass(frozen=True, slots=True)
+class VhostRegion:
+    """Present memory that lies together in one file: a region of a vhost-user memory table. `fd` stays the library's."""
+
+    guest_phys_addr: int
+    memory_size: int
+    userspace_addr: int
+    mmap_offset: int
+    fd: int
+    list_idx: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +219,7 @@ class OwnerInfo:
     n_mapped: int
     n_lanes: int
     wants_free_rounds: int
+    n_map_readers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ from dpdkmem.shared.messages import (
     Done,
     End,
     EndCode,
+    Fds,
+    GetFds,
     Grow,
     Hello,
     HelloFlag,
@@ -51,7 +53,7 @@ from dpdkmem.shared.messages import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MAX_OUTSTANDING: Final = 64  # unanswered GROW of one session; more threads than that wait their turn
+MAX_OUTSTANDING: Final = 64  # unanswered requests of one session; more threads than that wait their turn
 
 
 class Input(enum.Enum):
@@ -69,6 +71,8 @@ class Input(enum.Enum):
     GROW = "GROW"
     DONE = "DONE"
     BYE = "BYE"
+    GET_FDS = "GET_FDS"
+    FDS = "FDS"
     END = "END"
     CLOSED = "end of file"
     EXPIRED = "deadline"
@@ -78,7 +82,7 @@ class Input(enum.Enum):
     )  # members are singletons; Enum's own hash is a Python call, several in every message
 
 
-SENT_BY_SECONDARY: Final = frozenset({Input.HELLO, Input.READY, Input.GROW, Input.BYE})
+SENT_BY_SECONDARY: Final = frozenset({Input.HELLO, Input.READY, Input.GROW, Input.GET_FDS, Input.BYE})
 SENT_BY_PRIMARY: Final = frozenset(Input) - SENT_BY_SECONDARY - {Input.CLOSED, Input.EXPIRED}
 
 
@@ -222,6 +226,8 @@ PRIMARY_TABLE: Final[Mapping[tuple[PrimaryState, Input], PrimaryState]] = _table
             Input.DROP: _P.MEMBER,
             Input.GROW: _P.MEMBER,
             Input.DONE: _P.MEMBER,
+            Input.GET_FDS: _P.MEMBER,
+            Input.FDS: _P.MEMBER,
             Input.BYE: _P.LEAVING,
             Input.END: _P.ENDED,
         },
@@ -278,6 +284,8 @@ SECONDARY_TABLE: Final[Mapping[tuple[SecondaryState, Input], SecondaryState]] = 
             Input.DROP: _S.MEMBER,
             Input.GROW: _S.MEMBER,
             Input.DONE: _S.MEMBER,
+            Input.GET_FDS: _S.MEMBER,
+            Input.FDS: _S.MEMBER,
             Input.BYE: _S.LEAVING,
             Input.END: _S.ENDED,
         },
@@ -295,7 +303,7 @@ class SessionEnded:
     Attributes:
         end: why: the primary's END as it came, or ours for a deadline (the primary may send it as its last words); None if
             the connection just closed, which proves no death: only the pidfd does.
-        unanswered: request ids of the GROWs that no DONE has answered and none will.
+        unanswered: request ids that nothing has answered and nothing will.
     """
 
     end: End | None
@@ -359,7 +367,7 @@ class PrimarySession:
 
     @property
     def n_outstanding(self) -> int:
-        """GROWs that wait for their DONE."""
+        """Requests that wait for their answer."""
         return len(self._talk.outstanding)
 
     def receive_packet(self, data: bytes, n_fds: int, now: float) -> list[Event]:
@@ -476,7 +484,7 @@ class SecondarySession:
 
     @property
     def n_outstanding(self) -> int:
-        """GROWs that wait for their DONE."""
+        """Requests that wait for their answer."""
         return len(self._talk.outstanding)
 
     def receive_packet(self, data: bytes, n_fds: int, now: float) -> list[Event]:
@@ -614,7 +622,7 @@ class _Conversation:
     synced_version: int | None = None
     is_guarded: bool | None = None  # None before it was said
     is_confirmed: bool = False  # what was announced is mapped
-    outstanding: dict[int, Grow] = field(default_factory=dict)
+    outstanding: dict[int, Grow | GetFds] = field(default_factory=dict)
     open_rounds: dict[int, Round] = field(default_factory=dict)  # slot -> its last message
     done_rounds: dict[int, int] = field(default_factory=dict)  # slot -> the id of its last whole round
 
@@ -640,14 +648,17 @@ class _Conversation:
                 return self._attached_fault(message)
             case Round():
                 return self._round_fault(message)
-            case Grow():
-                return self._grow_fault(message)
+            case Grow() | GetFds():
+                return self._request_fault(message.request_id)
             case Done():
-                if message.request_id not in self.outstanding:
+                request = self.outstanding.get(message.request_id)
+                if request is None or (isinstance(request, GetFds) and not message.status):
                     return _Fault(
                         EndCode.PROTOCOL, f"DONE answers request {message.request_id}, which is not open"
                     )
                 return None
+            case Fds():
+                return self._fds_fault(message)
             case Hello() | ListFiles() | Bye() | End():
                 return None
             case _:
@@ -673,9 +684,9 @@ class _Conversation:
                 self.done_rounds[message.slot] = message.round_id
             case Round() if message.is_acknowledged:
                 self.open_rounds[message.slot] = message
-            case Grow():
+            case Grow() | GetFds():
                 self.outstanding[message.request_id] = message
-            case Done():
+            case Done() | Fds():
                 del self.outstanding[message.request_id]
             case _:
                 pass
@@ -744,9 +755,18 @@ class _Conversation:
             )
         return None
 
-    def _grow_fault(self, message: Grow) -> _Fault | None:
-        if message.request_id in self.outstanding:
-            return _Fault(EndCode.PROTOCOL, f"request id {message.request_id} is in use")
+    def _fds_fault(self, message: Fds) -> _Fault | None:
+        request = self.outstanding.get(message.request_id)
+        if not isinstance(request, GetFds):
+            return _Fault(EndCode.PROTOCOL, f"FDS answers request {message.request_id}, which is not open")
+        asked, sent = request.run, message.run
+        if (sent.list_idx, sent.first_seg) != (asked.list_idx, asked.first_seg) or sent.n_segs > asked.n_segs:
+            return _Fault(EndCode.PROTOCOL, f"FDS of {sent} instead of {asked}")
+        return None
+
+    def _request_fault(self, request_id: int) -> _Fault | None:
+        if request_id in self.outstanding:
+            return _Fault(EndCode.PROTOCOL, f"request id {request_id} is in use")
         if len(self.outstanding) >= MAX_OUTSTANDING:
             return _Fault(EndCode.LIMIT, f"more than {MAX_OUTSTANDING} unanswered requests")
         return None
@@ -755,7 +775,7 @@ class _Conversation:
 _ROLES: Final = frozenset(Role)
 _CAUSES: Final[Mapping[type[Message], Input]] = MappingProxyType(
     {kind: Input[kind.TYPE.name] for kind in (
-        Hello, Welcome, ListFiles, Segments, Synced, Ready, Attached, Round, Grow, Done, Bye, End,
+        Hello, Welcome, ListFiles, Segments, Synced, Ready, Attached, Round, Grow, Done, Bye, End, GetFds, Fds,
     )}
 )  # fmt: skip
 

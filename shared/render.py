@@ -18,6 +18,7 @@ from dpdkmem.shared.units import NS_PER_S, format_range, format_size, human_dura
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from dpdkmem.shared.explain import ExplainReport, PlaceFields
     from dpdkmem.shared.offline import OfflineSource
     from dpdkmem.shared.prefix_lock import PrefixInfo
     from dpdkmem.shared.snapshot import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         SessionFields,
         SessionsReport,
         StatsReport,
+        VhostFields,
         ZonesReport,
     )
 
@@ -93,9 +95,20 @@ def map_lines(report: MapReport, style: Style) -> list[str]:
     )
     if not report["is_consistent"]:
         lines.append(style.paint("the map changed while it was read", "yellow"))
+    lines += _vhost_lines(report["vhost_user"], style)
     for row in report["lists"]:
         lines += ["", *_list_lines(row, style)]
     return lines
+
+
+def explain_lines(report: ExplainReport, style: Style) -> list[str]:
+    """Return what lies at an address: a sentence for each reading of it, then the details."""
+    if not report["places"]:
+        return [report["text"]]
+    lines: list[str] = []
+    for place in report["places"]:
+        lines += [style.paint(place["text"], "bold"), *_place_lines(place), ""]
+    return lines[:-1]
 
 
 def segments_lines(report: SegmentsReport, style: Style) -> list[str]:
@@ -335,6 +348,41 @@ def _head(control: ControlFields, taken_ns: int, style: Style) -> list[str]:
     ]
 
 
+def _vhost_lines(row: VhostFields, style: Style) -> list[str]:
+    line = f"vhost-user memory table: {row['n_regions']} regions, a back-end takes {row['max_regions']}"
+    return [line] if row["fits"] else [style.paint(f"{line}; fewer: {'; or '.join(row['advice'])}", "yellow")]
+
+
+def _place_lines(place: PlaceFields) -> list[str]:
+    row, seg, block, zone = place["memseg_list"], place["segment"], place["block"], place["zone"]
+    flags = (", minimum" if seg["is_minimum"] else "") + (f", {seg['n_pins']} pins" if seg["n_pins"] else "")
+    found = {
+        "list": f"{row['list_idx']}, {row['supply']} {row['form']}, window "
+        f"{format_range(row['base_vaddr'], row['base_vaddr'] + row['window_bytes'])}",
+        "segment": f"{seg['seg_idx']}, {format_range(seg['vaddr'], seg['vaddr'] + seg['bytes'])}, {seg['state']}{flags}",
+        "IOVA": _address(place["iova"]),
+        "heap": f"{place['heap']['heap_idx']} ({_name(place['heap']['name'])})" if place["heap"] else "none",
+    }
+    if block is not None:
+        found["block"] = (
+            f"{format_range(block['vaddr'], block['vaddr'] + block['bytes'])}, owner {block['owner_id']} "
+            f"({_name(block['owner'])}, {block['owner_state']}), tag {_name(block['tag'])}"
+            f"{', private' if block['is_private'] else ''}"
+        )
+    if zone is not None:
+        found["memzone"] = (
+            f"{_name(zone['name'])}, {format_range(zone['vaddr'], zone['vaddr'] + zone['bytes'])}"
+        )
+    lines = [f"  {name:<9} {text}" for name, text in found.items()]
+    lines += [
+        f"  {'pin':<9} {pin['kind']} of {_name(pin['owner'])}, "
+        f"{format_range(pin['vaddr'], pin['vaddr'] + pin['bytes'])}: {_name(pin['reason'])}"
+        for pin in place["pins"]
+    ]
+    who = [f"{_name(one['name'])} (process {one['pid']})" for one in place["mapped_by"]]
+    return [*lines, f"  {'mapped by':<9} {', '.join(who) or 'nobody'}"]
+
+
 def _list_lines(row: ListFields, style: Style) -> list[str]:
     window = format_range(row["base_vaddr"], row["base_vaddr"] + row["window_bytes"])
     runs = [
@@ -368,6 +416,7 @@ def _bar_line(occupancy: OccupancyFields, style: Style) -> list[str]:
 
 def _session_row(row: SessionFields, taken_ns: int) -> Sequence[str | Cell]:
     note = "no guard" if row["guarded"] is False else ""
+    note = "holds the map" if row["n_map_readers"] else note
     note = f"ended {_ago(row['ended_ns'], taken_ns)} ago" if row["ended_ns"] else note
     return (
         str(row["owner_id"]),

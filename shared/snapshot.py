@@ -19,6 +19,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Final, Protocol, TypedDict
 
+from dpdkmem.shared import vhost
 from dpdkmem.shared.messages import Role
 from dpdkmem.shared.model import EventType, OwnerState, UsageBy
 
@@ -184,7 +185,17 @@ class ListFields(TypedDict):
     version: int
     runs: list[RunFields]
     runs_are_cut: bool
+    vhost_regions: int
     occupancy: OccupancyFields
+
+
+class VhostFields(TypedDict):
+    """What a vhost-user memory table of all present memory is like."""
+
+    n_regions: int
+    max_regions: int
+    fits: bool
+    advice: list[str]
 
 
 class MapReport(Report):
@@ -195,6 +206,7 @@ class MapReport(Report):
     present_bytes: int
     used_bytes: int
     free_bytes: int
+    vhost_user: VhostFields
     lists: list[ListFields]
 
 
@@ -327,6 +339,7 @@ class SessionFields(TypedDict):
     n_mapped: int
     n_lanes: int
     wants_free_rounds: int
+    n_map_readers: int
     protocol_state: str | None
     guarded: bool | None
     queue_length: int | None
@@ -423,7 +436,11 @@ def map_report(memory: ReportSource) -> MapReport:
     """Return the memseg lists with their runs and occupancy."""
     before = memory.map_seq()
     control = _control(memory)
-    lists = [_list(memory, row) for row in memory.lists()]
+    infos = memory.lists()
+    lists = [_list(memory, row) for row in infos]
+    n_regions = sum(row["vhost_regions"] for row in lists)
+    fits = n_regions <= vhost.MAX_REGIONS
+    several = zip(infos, (row["vhost_regions"] for row in lists), strict=True)
     return {
         **report_head("map"),
         "control": control,
@@ -431,6 +448,12 @@ def map_report(memory: ReportSource) -> MapReport:
         "present_bytes": sum(row["present_bytes"] for row in lists),
         "used_bytes": sum(row["used_bytes"] for row in lists),
         "free_bytes": sum(row["free_bytes"] for row in lists),
+        "vhost_user": {
+            "n_regions": n_regions,
+            "max_regions": vhost.MAX_REGIONS,
+            "fits": fits,
+            "advice": [] if fits else vhost.advice(several),
+        },
         "lists": lists,
     }
 
@@ -557,6 +580,16 @@ def map_event(event: MemEvent) -> EventFields:
     }
 
 
+def zone_fields(memory: ReportSource, zone: MemzoneInfo) -> ZoneFields:
+    """Return one memzone as a report has it."""
+    return _zone(zone, _Owners(memory))
+
+
+def pin_fields(memory: ReportSource, pin: PinInfo) -> PinFields:
+    """Return one pin as a report has it."""
+    return _pin(pin, _Owners(memory))
+
+
 def _word(value: enum.IntEnum) -> str:
     return value.name.lower()
 
@@ -629,11 +662,27 @@ def _list(memory: ReportSource, row: ListInfo) -> ListFields:
         "version": row.version,
         "runs": runs[:MAX_RUNS],
         "runs_are_cut": len(runs) > MAX_RUNS,
+        "vhost_regions": vhost.n_regions_of(row, _n_runs(memory, row, runs)),
         "occupancy": {
             "cell_bytes": cell_bytes,
             "cells": [{"present_bytes": c.present_bytes, "used_bytes": c.used_bytes} for c in cells],
         },
     }
+
+
+def _n_runs(memory: ReportSource, row: ListInfo, first: Sequence[RunFields]) -> int:
+    """Return how many runs there are, with those that the report leaves out."""
+    if len(first) <= MAX_RUNS:
+        return len(first)
+    n, from_seg, end = 0, 0, -1
+    while True:
+        runs, next_seg = memory.seg_runs(row.list_idx, from_seg, MAX_RUNS)
+        for run in _present_runs(row, runs):
+            n += run["first_seg"] != end
+            end = run["first_seg"] + run["n_segs"]
+        if len(runs) < MAX_RUNS or next_seg <= from_seg:
+            return n
+        from_seg = next_seg
 
 
 def _present_runs(row: ListInfo, runs: Sequence[SegRun]) -> list[RunFields]:
@@ -752,6 +801,7 @@ def _session(owner: OwnerInfo, extra: SessionExtra | None) -> SessionFields:
         "n_mapped": owner.n_mapped,
         "n_lanes": owner.n_lanes,
         "wants_free_rounds": owner.wants_free_rounds,
+        "n_map_readers": owner.n_map_readers,
         "protocol_state": extra["protocol_state"] if extra else None,
         "guarded": extra["guarded"] if extra else None,
         "queue_length": extra["queue_length"] if extra else None,

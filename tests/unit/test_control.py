@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from dpdkmem.shared.model import OwnerInfo
+    from dpdkmem.shared.model import BlockInfo, MemsegInfo, OwnerInfo
     from dpdkmem.shared.runtime import RuntimePaths
     from dpdkmem.shared.snapshot import EventFields, RoundFields, SessionExtra, TimingFields
 
@@ -50,6 +50,16 @@ class EmptyMemory:
 
     def event_log_read(self, seq: int) -> MemEvent | None:
         return MemEvent(seq, EventType.ALLOC, seq, 0, 0, 0, 0, 0) if 0 < seq <= self.n_events else None
+
+    def iova2virt(self, iova: int) -> int | None:
+        assert iova == 0
+        return None
+
+    def memseg(self, list_idx: int, seg_idx: int) -> MemsegInfo:
+        raise AssertionError((list_idx, seg_idx))
+
+    def block_lookup(self, vaddr: int) -> BlockInfo | None:
+        raise AssertionError(vaddr)
 
     def map_seq(self) -> int:
         return 0

@@ -34,7 +34,7 @@ END = m.End(m.EndCode.PROTOCOL, retryable=False, text="so it is")
 
 ALL: Final[tuple[m.Message, ...]] = (
     HELLO, WELCOME, LIST_FILES, SEGMENTS, m.Synced(4), m.Ready(4, guarded=True), m.Attached(4), MAP, UNMAP, DROP, GROW, DONE,
-    m.Bye(), END,
+    m.Bye(), END, m.GetFds(4, m.Run(2, 9, 300)), m.Fds(4, m.Run(2, 9, 253), 253),
 )  # fmt: skip
 
 
@@ -171,6 +171,7 @@ def test_sizes_are_those_of_wire_h(in_c: Mapping[str, int]) -> None:
     assert {name: header + form.size for name, form in sizes.items()} == {
         name: in_c[f"dm_wire_{name}"] for name in sizes
     }
+    assert header + m._RUN.size == in_c["dm_wire_fds"]
 
 
 @pytest.mark.parametrize(
@@ -270,9 +271,7 @@ def test_more_descriptors_than_the_type_has_are_refused(message: m.Message) -> N
     assert "descriptors" in refused(changed(message, 6, "H", message.n_fds + 1), message.n_fds + 1)
 
 
-@pytest.mark.parametrize(
-    "message", [x for x in ALL if x.TYPE not in {m.MessageType.GROW, m.MessageType.DONE}], ids=names
-)
+@pytest.mark.parametrize("message", [x for x in ALL if x.TYPE not in m._REQUESTS], ids=names)
 def test_a_request_id_where_none_belongs_is_refused(message: m.Message) -> None:
     assert "request id" in refused(changed(message, 12, "I", 1), message.n_fds)
 

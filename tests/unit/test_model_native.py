@@ -28,7 +28,7 @@ OMITTED = {
     "dm_reap_report": set[str](),
     "dm_list_spec": set[str](),
 }
-ADDED = {"ListInfo": {"list_idx"}, "ControlInfo": {"iova_va"}}
+ADDED = {"ControlInfo": {"iova_va"}}
 MODELS: dict[str, type] = {
     "dm_list_info": model.ListInfo,
     "dm_memseg_info": model.MemsegInfo,

@@ -44,6 +44,8 @@ MESSAGES: Final[dict[Input, m.Message]] = {
     Input.DROP: DROP,
     Input.GROW: GROW,
     Input.DONE: m.Done(1, 0, retryable=False, text=""),
+    Input.GET_FDS: m.GetFds(4, m.Run(0, 0, 2)),
+    Input.FDS: m.Fds(900, m.Run(0, 0, 1), 1),
     Input.BYE: m.Bye(),
     Input.END: END,
 }
@@ -104,6 +106,7 @@ def in_state(state: State) -> Session:
         happen(session, cause)
         if cause is Input.ATTACHED:
             say(session, m.Grow(1, 100, 0, 0, 0))
+            say(session, m.GetFds(900, m.Run(0, 0, 2)))
     assert session.state is state
     return session
 
@@ -185,8 +188,8 @@ def test_the_loss_of_the_peer_ends_every_state_and_is_reported_once(state: State
     was_reported = state is SecondaryState.ENDED
     events = session.closed()
     assert session.state.name == "ENDED"
-    n_grows = 1 if state.name in {"MEMBER", "LEAVING"} else 0
-    assert events == ([] if was_reported else [p.SessionEnded(None, (1,) * n_grows)])
+    unanswered = (1, 900) if state.name in {"MEMBER", "LEAVING"} else ()
+    assert events == ([] if was_reported else [p.SessionEnded(None, unanswered)])
     assert session.closed() == []
 
 
@@ -475,7 +478,7 @@ def test_request_ids_are_unique_among_the_unanswered() -> None:
 
 def test_no_more_requests_than_the_limit_are_unanswered() -> None:
     primary, secondary = primary_in(PrimaryState.MEMBER), secondary_in(SecondaryState.MEMBER)
-    for request_id in range(2, p.MAX_OUTSTANDING + 1):
+    for request_id in range(2, p.MAX_OUTSTANDING):  # two are open already
         primary.receive(replace(GROW, request_id=request_id), START)
         secondary.send(replace(GROW, request_id=request_id), START)
     breach(primary, replace(GROW, request_id=1000), m.EndCode.LIMIT)
@@ -486,6 +489,19 @@ def test_done_answers_an_open_request() -> None:
     done = m.Done(99, 0, retryable=False, text="")
     misuse(primary_in(PrimaryState.MEMBER), done)
     breach(secondary_in(SecondaryState.MEMBER), done)
+
+
+def test_fds_answers_an_open_request_with_a_part_of_its_run() -> None:
+    for wrong in (
+        m.Fds(99, m.Run(0, 0, 1), 1),
+        m.Fds(1, m.Run(0, 0, 1), 1),  # that is a GROW
+        m.Fds(900, m.Run(1, 0, 1), 1),
+        m.Fds(900, m.Run(0, 1, 1), 1),
+        m.Fds(900, m.Run(0, 0, 3), 3),
+        m.Done(900, 0, retryable=False, text=""),  # only a failure is answered so
+    ):
+        misuse(primary_in(PrimaryState.MEMBER), wrong)
+        breach(secondary_in(SecondaryState.MEMBER), wrong)
 
 
 def test_end_with_code_bye_answers_a_bye() -> None:
