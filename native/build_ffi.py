@@ -67,6 +67,7 @@ NUMBERS = {
         "DM_CTL_MATCH_ALLOCATIONS",
         "DM_CTL_NO_SHRINK",
         "DM_CTL_GUARD_DENIED",
+        "DM_CTL_LEGACY",
         "DM_LAYOUT_VERSION",
     ),
 }

@@ -321,3 +321,17 @@ void dm_event_reader_close(struct dm_event_reader *r);
 /* Keeps [vaddr, vaddr + bytes) from being given back while a device or kernel socket can reach it. */
 int dm_pin(struct dm_memory *m, const void *vaddr, uint64_t bytes, uint32_t kind, const char *reason, uint32_t *pin_id);
 int dm_unpin(struct dm_memory *m, uint32_t pin_id);
+
+/* ---- addresses of devices (iova.c) ---- */
+enum { DM_IOVA_PA = 1, DM_IOVA_VA = 2 }; /* as enum rte_iova_mode */
+/* What devices use as addresses, as the primary chose at start. */
+int dm_eal_iova_mode(const struct dm_memory *m);
+/* Whether a device that has mask_bits address bits can reach all memory. 0: it can, and from now on no memory comes that it
+ * cannot reach (the least mask of all holds, for every process). 1: it cannot reach some, and nothing is stored. -1: mask_bits
+ * is not in 1..63, or the attachment ended. dm_error_text() says more. */
+int dm_mem_check_dma_mask(struct dm_memory *m, uint32_t mask_bits);
+/* The same without a lock, which a reader that died in a check could make it wait for. */
+int dm_mem_check_dma_mask_thread_unsafe(struct dm_memory *m, uint32_t mask_bits);
+/* Restricts memory that comes, while there is none yet. -EINVAL, -EBUSY: there is some, check instead. */
+int dm_mem_set_dma_mask(struct dm_memory *m, uint32_t mask_bits);
+uint32_t dm_mem_get_dma_mask(const struct dm_memory *m); /* bits; 0: none */

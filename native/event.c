@@ -368,6 +368,9 @@ static struct callback *find_callback(struct dm_readers *all, const char *name, 
 
 static int check_name(struct dm_memory *m, const char *name)
 {
+	if (m->ctl->flags & DM_CTL_LEGACY)
+		return dm_fail(m, -ENOTSUP, "memory event callbacks are not supported with --legacy-mem: all memory came at start, and "
+			       "stays. Start the primary without it");
 	if (!name || !*name)
 		return dm_fail(m, -EINVAL, "a memory event callback needs a name");
 	if (strlen(name) >= CALLBACK_NAME_BYTES)

@@ -204,6 +204,19 @@ static inline _Atomic uint32_t *dm_block_cell(const struct dm_control *c, const 
 uint32_t dm_slab_recount(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t slab_page);
 struct dm_list *dm_slab_list(const struct dm_control *c, const struct dm_heap *h, uint32_t slab_idx, uint64_t *page);
 
+/* growths.c: --match-allocations. */
+static inline bool dm_matches_allocations(const struct dm_control *c)
+{
+	return (c->flags & DM_CTL_MATCH_ALLOCATIONS) != 0;
+}
+/* Warm memsegs [first, first + n) are about to be claimed: they are one growth from then on. */
+void dm_growth_claim(struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t n);
+/* The first page in (page, end) at which another growth begins; `end` if there is none. */
+uint64_t dm_growth_break(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t end);
+bool dm_growths_are_whole(const struct dm_control *c, const struct dm_list *l, const struct dm_run *run);
+/* Growths that may leave as a whole, from the highest down, n_give memsegs at most. */
+int dm_growths_collect(const struct dm_control *c, uint32_t list_idx, uint64_t n_give, struct dm_run *runs, int n_max);
+
 /* block.c: from an address to its block, without a lock. */
 struct dm_block_place {
 	uint32_t list_idx;

@@ -53,6 +53,8 @@ static int check_covered(struct tally *t, uint64_t page, uint64_t n)
 			return broken(t, "a block lies under memsegs of the heap: pages covered", page, n, i);
 		if (dm_page_is_free(t->c, t->l, page + i))
 			return broken(t, "a covered page is not marked free", page + i, 1, 0);
+		if (i > 0 && dm_matches_allocations(t->c) && dm_growth_break(t->c, t->l, page + i - 1, page + i + 1) == page + i)
+			return broken(t, "no block lies across the beginning of a growth: pages before it", page, i, n);
 		if (i > 0 && (kind == DM_HEAD_RUN || kind == DM_HEAD_SLAB))
 			return broken(t, "no head inside a block: kind", page + i, kind, DM_HEAD_CONT);
 	}
@@ -198,11 +200,27 @@ static int check_list_figures(struct tally *t)
 	return check_groups(t);
 }
 
+/* growths.c: what comes after a hole begins a growth. */
+static int check_growth(struct tally *t, uint64_t seg, uint32_t before, uint32_t state)
+{
+	bool must_begin = dm_matches_allocations(t->c) && (state & (0xff | DM_SEG_WARM)) == DM_SEG_PRESENT &&
+			  before == DM_SEG_ABSENT;
+
+	return !must_begin || (state & DM_SEG_FIRST) != 0 ? 0 :
+			broken(t, "a memseg after a hole begins a growth: flags", seg * dm_seg_pages(t->l), state, state | DM_SEG_FIRST);
+}
+
 static int check_segments(struct tally *t)
 {
+	uint32_t before = DM_SEG_ABSENT;
+
 	for (uint64_t seg = 0; seg < t->l->n_segments; seg++) {
 		uint32_t state = dm_seg_flags(t->c, t->l, seg);
-		int err = 0;
+		int err = check_growth(t, seg, before, state);
+
+		before = state & 0xff;
+		if (err != 0)
+			return err;
 
 		t->n_present += (state & 0xff) == DM_SEG_PRESENT;
 		if (state & DM_SEG_WARM) {

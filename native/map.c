@@ -238,7 +238,7 @@ static int64_t set_states(struct dm_control *c, const struct dm_list *l, uint64_
 		uint32_t was = atomic_load_explicit(&s->state, memory_order_relaxed);
 
 		more_present += ((state & 0xff) == DM_SEG_PRESENT) - ((was & 0xff) == DM_SEG_PRESENT);
-		atomic_store_explicit(&s->state, state, memory_order_release);
+		atomic_store_explicit(&s->state, dm_growth_state(c, was, state, seg == first), memory_order_release);
 	}
 	return more_present;
 }

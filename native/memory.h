@@ -137,6 +137,12 @@ uint32_t dm_seg_settled_state(const struct dm_control *c, const struct dm_list *
 typedef int (*dm_leave_judge)(const struct dm_control *c, const struct dm_list *l, const struct dm_run *run, char *text);
 int dm_map_try_leave(struct dm_control *c, const struct dm_run *run, uint32_t flags, dm_leave_judge judge, char *text);
 
+/* growths.c: the word that a memseg gets when it changes from `was` to `state`, as the first of those that change or not. */
+uint32_t dm_growth_state(const struct dm_control *c, uint32_t was, uint32_t state, bool is_first);
+
+/* iova.c: no DMA mask forbids it. After the IOVA was stored, before the memory is anybody's. */
+bool dm_iova_is_allowed(const struct dm_control *c, uint64_t iova, uint64_t bytes);
+
 /* window.c: the reservation, and what is mapped in it. error gets words with the mapping in the way. */
 int dm_window_reserve(uint64_t base, uint64_t bytes, char *error, size_t error_bytes);
 void dm_window_release(uint64_t base, uint64_t bytes);

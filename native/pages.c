@@ -174,8 +174,10 @@ uint64_t dm_pages_greatest_free(const struct dm_control *c, const struct dm_list
 	while ((page = dm_pages_next_free(c, l, page, end)) < end) {
 		uint64_t stop = dm_pages_next_used(c, l, page, end);
 
+		if (dm_matches_allocations(c))
+			stop = dm_growth_break(c, l, page, stop);
 		greatest = stop - page > greatest ? stop - page : greatest;
-		page = stop + 1;
+		page = stop;
 	}
 	return greatest;
 }

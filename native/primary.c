@@ -283,10 +283,19 @@ static void set_iova_as_va(struct dm_control *c, uint32_t list_idx, uint64_t fir
 				 __ATOMIC_RELAXED);
 }
 
+/* What an earlier page had there is judged by nobody's DMA mask. */
+static void forget_iova(struct dm_control *c, uint32_t list_idx, uint64_t first, uint64_t n)
+{
+	for (uint64_t seg = first; seg < first + n; seg++)
+		dm_memseg_at(c, dm_list_at(c, list_idx)->first_memseg + seg)->iova = DM_IOVA_BAD;
+}
+
 uint64_t dm_primary_change(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type)
 {
 	if ((state & 0xff) == DM_SEG_GROWING && m->ctl->iova_mode == DM_IOVA_MODE_VA)
 		set_iova_as_va(m->ctl, list_idx, first, n);
+	else if ((state & 0xff) == DM_SEG_GROWING)
+		forget_iova(m->ctl, list_idx, first, n);
 	return dm_map_change(m->ctl, list_idx, first, n, state, event_type);
 }
 

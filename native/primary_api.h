@@ -82,7 +82,6 @@ int dm_supply_create(const struct dm_supply_spec *spec, int *fd);
 int dm_supply_fill(int fd, uint64_t offset, uint64_t bytes, uint64_t step_bytes, int32_t numa_node);
 int dm_supply_punch(int fd, uint64_t offset, uint64_t bytes);
 int dm_supply_node_of(uint64_t vaddr);
-uint64_t dm_supply_physical_address(uint64_t vaddr); /* UINT64_MAX: not present, or not readable */
 
 /* The primary's own window. fds: one per segment. */
 int dm_primary_map_list(struct dm_memory *m, uint32_t list_idx, int fd);
@@ -163,3 +162,15 @@ uint64_t dm_map_seq(const struct dm_memory *m);
 uint32_t dm_heap_lock_owner(const struct dm_memory *m, uint32_t heap_idx);
 /* One more session joins a running round: it will be sent the round's messages. */
 void dm_round_join(struct dm_memory *m, uint32_t slot);
+
+/* ---- physical addresses (iova.c); UINT64_MAX: not present, or not readable ---- */
+
+uint64_t dm_supply_physical_address(uint64_t vaddr);
+/* Opens /proc/self/pagemap, the caller's to close. -EPERM: it hides frames (CAP_SYS_ADMIN is missing); or of open(2). */
+int dm_pagemap_open(int *fd);
+/* Of n pages, step_bytes apart. */
+int dm_pagemap_read(int pagemap_fd, uint64_t vaddr, uint64_t n, uint64_t step_bytes, uint64_t *physical);
+/* Of n pages of a file that are there. */
+int dm_pagemap_read_file(int pagemap_fd, int fd, uint64_t offset, uint64_t page_bytes, uint64_t n, uint64_t *physical);
+/* 1: *seg of memsegs [first, first + n), whose IOVAs are set, lies beyond the DMA mask. 0: none does. */
+int dm_primary_find_beyond_mask(const struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, uint64_t *seg);

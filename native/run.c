@@ -32,6 +32,15 @@ bool dm_pages_are_iova_contig(const struct dm_control *c, const struct dm_list *
 	return iova_break(c, l, page, page + n_pages) == page + n_pages;
 }
 
+/* The first page after `page` that a block from there on cannot reach: of another growth, or of another IOVA range. */
+static uint64_t block_break(const struct dm_control *c, const struct dm_list *l, const struct dm_run_want *want,
+			    uint64_t page, uint64_t end)
+{
+	if (dm_matches_allocations(c))
+		end = dm_growth_break(c, l, page, end);
+	return want->iova_contig ? iova_break(c, l, page, end) : end;
+}
+
 /* The first page at or after `page` that satisfies alignment and bound for want->bytes. */
 static uint64_t next_start(const struct dm_list *l, const struct dm_run_want *want, uint64_t page)
 {
@@ -55,8 +64,8 @@ static uint64_t find_run(const struct dm_control *c, struct dm_list *l, const st
 		if (start >= end || want->n_pages > end - start)
 			return none;
 		stop = dm_pages_next_used(c, l, start, start + want->n_pages);
-		if (stop == start + want->n_pages && want->iova_contig)
-			stop = iova_break(c, l, start, stop);
+		if (stop == start + want->n_pages)
+			stop = block_break(c, l, want, start, stop);
 		if (stop == start + want->n_pages)
 			return start;
 		page = stop > start && dm_page_is_free(c, l, stop) ? stop : dm_pages_next_free(c, l, stop + 1, end);
@@ -64,13 +73,13 @@ static uint64_t find_run(const struct dm_control *c, struct dm_list *l, const st
 	return none;
 }
 
-/* The greatest stretch of [page, stop) that satisfies alignment and IOVA contiguity; bound is not for this search. */
+/* The greatest stretch of [page, stop) that satisfies alignment and does not break; bound is not for this search. */
 static void greatest_within(const struct dm_control *c, const struct dm_list *l, const struct dm_run_want *want,
 			    uint64_t page, uint64_t stop, struct dm_place *best)
 {
 	while (page < stop) {
 		uint64_t start = next_start(l, want, page);
-		uint64_t end = want->iova_contig ? iova_break(c, l, page, stop) : stop;
+		uint64_t end = block_break(c, l, want, page, stop);
 
 		if (start < end && end - start > best->n_pages) {
 			best->page = start;
@@ -180,7 +189,8 @@ void dm_run_give(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uin
 
 static bool can_grow(const struct dm_control *c, const struct dm_list *l, uint64_t from, uint64_t to)
 {
-	return to <= dm_list_pages(l) && dm_pages_next_used(c, l, from, to) == to;
+	return to <= dm_list_pages(l) && dm_pages_next_used(c, l, from, to) == to &&
+	       (!dm_matches_allocations(c) || dm_growth_break(c, l, from - 1, to) == to);
 }
 
 bool dm_run_resize(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t page, uint64_t n_pages)

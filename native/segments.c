@@ -144,6 +144,10 @@ static int take_out(struct dm_memory *m, struct dm_list *l, const struct dm_run 
 	uint32_t flags = dm_seg_flags(c, l, run->first_seg) & ~UINT32_C(0xff);
 	int err = flags & DM_SEG_WARM ? judge_warm(c, l, run, text) : judge_free(c, l, run, text);
 
+	if (err == 0 && !(flags & DM_SEG_WARM) && dm_matches_allocations(c) && !dm_growths_are_whole(c, l, run)) {
+		snprintf(text, DM_ERROR_BYTES, "--match-allocations: a growth leaves as a whole, or stays");
+		err = -EBUSY;
+	}
 	if (err == 0)
 		err = judge_holders(c, l, run, text); /* most are found here already, and nobody sees the memsegs waver */
 	if (err == 0)
@@ -241,5 +245,7 @@ int dm_heap_free_runs(struct dm_memory *m, uint32_t list_idx, uint64_t keep, str
 {
 	uint64_t n_spare = dm_counted(&dm_list_at(m->ctl, list_idx)->n_spare);
 
+	if (n_spare > keep && dm_matches_allocations(m->ctl))
+		return dm_growths_collect(m->ctl, list_idx, n_spare - keep, runs, n_max);
 	return n_spare > keep ? collect_down(m->ctl, list_idx, n_spare - keep, runs, n_max) : 0;
 }

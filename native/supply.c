@@ -134,20 +134,3 @@ int dm_supply_node_of(uint64_t vaddr)
 		return -errno;
 	return node;
 }
-
-/* Linux Documentation/admin-guide/mm/pagemap.rst: bit 63 present, bits 0..54 the frame number, 0 without CAP_SYS_ADMIN. */
-uint64_t dm_supply_physical_address(uint64_t vaddr)
-{
-	const uint64_t frame_mask = (UINT64_C(1) << 55) - 1, page_bytes = 4096;
-	uint64_t entry = 0;
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	ssize_t n;
-
-	if (fd < 0)
-		return DM_IOVA_BAD;
-	n = pread(fd, &entry, sizeof(entry), (off_t)(vaddr / page_bytes * sizeof(entry)));
-	close(fd);
-	if (n != (ssize_t)sizeof(entry) || !(entry >> 63) || !(entry & frame_mask))
-		return DM_IOVA_BAD;
-	return (entry & frame_mask) * page_bytes + vaddr % page_bytes;
-}

@@ -135,6 +135,7 @@ enum dm_form { DM_FORM_PER_SEGMENT = 0, DM_FORM_ONE_FILE = 1 };
 enum dm_memseg_state { DM_SEG_ABSENT = 0, DM_SEG_GROWING = 1, DM_SEG_PRESENT = 2, DM_SEG_LEAVING = 3 };
 enum {
 	DM_SEG_MINIMUM = 1u << 8,   /* part of the start-up minimum, kept until the end */
+	DM_SEG_FIRST = 1u << 9,     /* under --match-allocations: the first of those that came in one growth; growths.c */
 	DM_SEG_WARM = 1u << 10,     /* of a PRESENT one: part of the warm reserve, in nobody's heap yet */
 };
 #define DM_IOVA_BAD UINT64_MAX
@@ -338,6 +339,7 @@ struct dm_control {
 	alignas(DM_CACHE_LINE) _Atomic uint32_t bell; /* any: 1 and a wake when memsegs fell free or warm ones were claimed; the primary's bell thread clears */
 	_Atomic uint32_t shrink_hysteresis; /* primary: free memsegs that each list keeps */
 	_Atomic uint64_t readers_wait_until_ns; /* primary: new read locks of the map wait until then; CLOCK_MONOTONIC, 0: not */
+	_Atomic uint32_t dma_mask_bits; /* any, only down: 0 none, else memory has IOVAs below 1 << bits; iova.c */
 	alignas(DM_CACHE_LINE) struct dm_lock zone_lock;   /* any */
 	_Atomic uint32_t zones_need_rebuild;
 	_Atomic uint32_t n_zones;   /* DERIVED, zone lock */
@@ -354,7 +356,12 @@ struct dm_control {
 };
 static_assert(sizeof(struct dm_control) % DM_CACHE_LINE == 0, "tables after the header start a line");
 enum { DM_IOVA_MODE_PA = 0, DM_IOVA_MODE_VA = 1 };
-enum { DM_CTL_MATCH_ALLOCATIONS = 1, DM_CTL_NO_SHRINK = 2, DM_CTL_GUARD_DENIED = 4 };
+enum {
+	DM_CTL_MATCH_ALLOCATIONS = 1,
+	DM_CTL_NO_SHRINK = 2,
+	DM_CTL_GUARD_DENIED = 4,
+	DM_CTL_LEGACY = 8           /* --legacy-mem: all memory came at start, and stays */
+};
 
 /* Address of element i of a table. One helper per table, so that no other file does offset arithmetic. */
 #define DM_TABLE(type, name, field)                                                                     \

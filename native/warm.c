@@ -37,6 +37,7 @@ static bool find_run(const struct dm_control *c, const struct dm_list *l, uint64
 
 static void claim(struct dm_control *c, struct dm_list *l, uint64_t first, uint64_t n)
 {
+	dm_growth_claim(c, l, first, n);
 	for (uint64_t seg = first; seg < first + n; seg++) {
 		atomic_fetch_and(&dm_list_memseg(c, l, seg)->state, ~(uint32_t)DM_SEG_WARM);
 		DM_CRASH_POINT("warm: a memseg is the heap's");

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem import native
+from dpdkmem.primary.placement import Placer
 from dpdkmem.primary.warm import WarmReserve
 from dpdkmem.shared.errors import (
     Attempt,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from dpdkmem.primary.limits import LimitGuard
     from dpdkmem.primary.loop import Loop, Timer
     from dpdkmem.primary.pagefinder import PageFinder
+    from dpdkmem.primary.placement import Search
     from dpdkmem.primary.publication import Failure, Member, Publisher
     from dpdkmem.primary.supplies import SegmentFiles
     from dpdkmem.shared.config import MemoryConfig
@@ -102,6 +104,7 @@ class _Growth:
     unmade: Callable[[DpdkmemError], None]
     """Called instead of `done` if the pages cannot be had: another list may have some."""
     started: float
+    search: Search | None = None
 
     @property
     def run(self) -> Run:
@@ -110,6 +113,11 @@ class _Growth:
     @property
     def n_bytes(self) -> int:
         return self.n * self.memseg_list.info.page_bytes
+
+    @property
+    def search_bytes(self) -> int:
+        """What its search may hold besides, while the pages are made."""
+        return 0 if self.search is None else self.search.n_more * self.memseg_list.info.page_bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -137,6 +145,7 @@ class Growth:
         config: limits.
         guard: limits of this process.
         finder: makes a dry pool bigger, or says why pages are missing.
+        placer: chooses pages where that matters to devices; default: of VA mode.
     """
 
     def __init__(  # noqa: PLR0917 - the parts that it ties together, once
@@ -149,6 +158,7 @@ class Growth:
         config: MemoryConfig,
         guard: LimitGuard,
         finder: PageFinder,
+        placer: Placer | None = None,
     ) -> None:
         self._memory = memory
         self._loop = loop
@@ -158,18 +168,21 @@ class Growth:
         self._config = config
         self._guard = guard
         self._finder = finder
+        self._placer = placer or Placer(memory, None, finder.find)
+        self._n_searching = 0  # growths whose search holds more pages than they need
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="dm-pages")
         self._growing_bytes: dict[int, int] = {}  # list -> bytes of GROWING segments
         self._shrink_timer: Timer | None = None
         self._grants: list[tuple[Run, float]] = []  # with the time until which they are left alone
         self._n_working = 0  # growths that the worker has not given back yet
         self._closed = False
-        self._iova_va = memory.control_info().iova_va
         self.on_change: Callable[[EventType, Run, ListInfo], None] = lambda _type, _run, _info: None
         self.on_failure: Callable[[DpdkmemError], None] = lambda _error: None
         self.on_release: Callable[[], None] = lambda: None  # pages went back to their pool
         self.stats = GrowthStats()
-        self.reserve = WarmReserve(memory, loop, lists, config.warm_reserve_bytes, self)
+        self.reserve = WarmReserve(
+            memory, loop, lists, config.warm_reserve_bytes, self, whole=config.match_allocations
+        )
 
     def close(self) -> None:
         """Wait for the worker. Blocks as long as the pages that it makes take; growths that wait for it are dropped."""
@@ -219,7 +232,10 @@ class Growth:
             self._grow_from(others, request, done, unmade, first_cause or error)
 
         try:
-            self._start(first, self._segments_for(first, request), request.align, done, try_others)
+            self._start(
+                first, self._segments_for(first, request), request.align, done, try_others,
+                contiguous=bool(request.flags & native.AllocFlag.IOVA_CONTIG),
+            )  # fmt: skip
         except DpdkmemError as error:
             try_others(error)
 
@@ -268,11 +284,15 @@ class Growth:
         unmade: Callable[[DpdkmemError], None],
         *,
         flags: SegFlag = SegFlag.NONE,
+        contiguous: bool = False,
     ) -> None:
         """Start a growth; raise what forbids it. `unmade` is called instead of `done` where the pages cannot be had."""
         info = memseg_list.info
         self._check_limits(memseg_list, n)
         slot_align = max(align // info.page_bytes, native.SLAB_BYTES // info.page_bytes, 1)
+        search = self._placer.plan(
+            info, n, contiguous=contiguous, fits=lambda most: self._fits(memseg_list, most)
+        )
         first = self._memory.find_absent(info.list_idx, n, slot_align)
         if first is None:
             raise LimitExceeded(
@@ -288,11 +308,13 @@ class Growth:
                 f"no free place in the window of list {info.list_idx} is aligned to {format_size(align)}: ask for less, or "
                 "start the primary with a --base-virtaddr that is",
             )
-        job = _Growth(memseg_list, first, n, flags, done, unmade, time.monotonic())
+        job = _Growth(memseg_list, first, n, flags, done, unmade, time.monotonic(), search)
         self._take_slots(job)
-        if job.n_bytes > INLINE_BYTES:
+        # While a search holds pages, others wait behind it: the pool may only seem dry.
+        if job.n_bytes > INLINE_BYTES or search is not None or self._n_searching:
             future = self._worker.submit(self._make, job)
             self._n_working += 1
+            self._n_searching += search is not None
             future.add_done_callback(
                 lambda made: self._loop.call_soon_threadsafe(lambda: self._worked(job, made.exception()))
             )
@@ -306,12 +328,13 @@ class Growth:
 
     def _worked(self, job: _Growth, error: BaseException | None) -> None:
         self._n_working -= 1
+        self._n_searching -= job.search is not None
         self._made(job, error)
 
     def _take_slots(self, job: _Growth) -> None:
         list_idx = job.run.list_idx
         self._memory.change(list_idx, job.first, job.n, SegState.GROWING)
-        self._growing_bytes[list_idx] = self._growing_bytes.get(list_idx, 0) + job.n_bytes
+        self._growing_bytes[list_idx] = self._growing_bytes.get(list_idx, 0) + job.n_bytes + job.search_bytes
 
     def _check_limits(self, memseg_list: MemsegList, n: int) -> None:
         info = self._memory.list(memseg_list.info.list_idx)
@@ -330,6 +353,13 @@ class Growth:
             self._guard.check_map_count(_VMAS_PER_SEGMENT * n)
             self._guard.check_file_size(info.page_bytes)
 
+    def _fits(self, memseg_list: MemsegList, n: int) -> bool:
+        try:
+            self._check_limits(memseg_list, n)
+        except LimitExceeded:
+            return False
+        return True
+
     def _used_bytes(self, info: ListInfo) -> int:
         return info.n_present * info.page_bytes + self._growing_bytes.get(info.list_idx, 0)
 
@@ -347,19 +377,20 @@ class Growth:
 
     def _make(self, job: _Growth) -> None:
         """Make the pages; on the worker or the loop's thread. A dry pool is filled if that is allowed, once."""
+        info, files = job.memseg_list.info, job.memseg_list.files
         try:
-            job.memseg_list.files.make(job.first, job.n)
+            self._placer.make(info, files, job.first, job.n, job.search)
         except HugepagesExhausted:
-            info = job.memseg_list.info
             if info.supply is SupplyKind.PLAIN_MEMFD:
                 raise
             self._finder.find(info, job.n)
             try:
-                job.memseg_list.files.make(job.first, job.n)
+                self._placer.make(info, files, job.first, job.n, job.search)
             except HugepagesExhausted:
                 raise self._finder.shortage(info, job.n) from None
 
     def _made(self, job: _Growth, error: BaseException | None) -> None:
+        self._growing_bytes[job.run.list_idx] -= job.search_bytes
         if error is not None:
             self._undo_slots(job)
             self.on_release()
@@ -372,17 +403,19 @@ class Growth:
             self._undo_slots(job)
             self._refuse(job, map_error)
             return
-        self._set_iova(job.memseg_list.info, job.first, job.n)
+        try:
+            self._placer.set_iova(job.memseg_list.info, job.memseg_list.files, job.first, job.n)
+        except DpdkmemError as iova_error:
+            self._unmade(job, iova_error)
+            return
         self._publish(job)
-
-    def _set_iova(self, info: ListInfo, first: int, n: int) -> None:
-        if self._iova_va:
-            return  # set with the slots
-        vaddrs = [info.base_vaddr + seg * info.page_bytes for seg in range(first, first + n)]
-        self._memory.set_iova(info.list_idx, first, [native.physical_address(vaddr) for vaddr in vaddrs])
 
     def _publish(self, job: _Growth) -> None:
         files = job.memseg_list.files
+        beyond = self._placer.refusal(job.memseg_list.info, job.first, job.n)
+        if beyond is not None:
+            self._unmade(job, beyond)
+            return
         members = self._members(job.memseg_list, RoundOp.MAP)
         laggards = self._publisher.laggards()
         owing = [laggards[m.owner_id] for m in members if m.owner_id in laggards]
@@ -520,8 +553,11 @@ class Growth:
 
     def _shrink_run(self, memseg_list: MemsegList, run: Run) -> int:
         n = 0
+        most = (
+            run.n_segs if self._config.match_allocations else _MAX_SHRINK_SEGMENTS
+        )  # growths leave as wholes
         while n < run.n_segs:
-            part = min(run.n_segs - n, _MAX_SHRINK_SEGMENTS)
+            part = min(run.n_segs - n, most)
             try:
                 self._start_shrink(memseg_list, run.first_seg + n, part)
             except (DpdkmemError, OSError) as error:

@@ -227,31 +227,123 @@ def create_page_file(directory: Path, name: str, *, reuse: bool = False) -> int:
         ResourceError: Any other cause.
     """
     try:
-        dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return _create_locked(dir_fd, name)
-        except FileExistsError:
-            if not reuse:
-                raise
-            return _reopen_kept(dir_fd, name)
-        finally:
-            os.close(dir_fd)
+        with _opened_directory(directory) as dir_fd:
+            try:
+                return _create_locked(dir_fd, name)
+            except FileExistsError:
+                if not reuse:
+                    raise
+                return _reopen_kept(dir_fd, name)
     except OSError as error:
         raise _create_error(directory / name, error) from error
 
 
+def create_nameless_page_file(directory: Path) -> int:
+    """Make an empty hugepage file as `create_page_file`, but without a name: `name_page_file` gives it one.
+
+    Raises:
+        NotPermitted, HugepagesExhausted, LimitExceeded, ResourceError: as `create_page_file`.
+    """
+    try:
+        with _opened_directory(directory) as dir_fd:
+            return _create_nameless(dir_fd)
+    except OSError as error:
+        raise _create_error(directory, error) from error
+
+
+def name_page_file(fd: int, directory: Path, name: str, *, replace_kept: bool = False) -> None:
+    """Give a nameless hugepage file of this directory a name.
+
+    Args:
+        fd: of the file; stays the caller's.
+        directory: that it was made in.
+        name: of `page_file_name`.
+        replace_kept: Take the name from a file that a dead owner of our uid kept; that one goes.
+
+    Raises:
+        DeviceBusy: A file of that name exists; with `replace_kept`: and is in use, or not ours.
+        ResourceError: Any other cause.
+    """
+    try:
+        with _opened_directory(directory) as dir_fd:
+            try:
+                _link(fd, dir_fd, name)
+            except FileExistsError:
+                if not replace_kept:
+                    raise
+                os.close(_take_kept(dir_fd, name))
+                _link(fd, dir_fd, name)
+    except OSError as error:
+        raise _create_error(directory / name, error) from error
+
+
+def take_kept_files(directory: Path, prefix: str, list_idx: int, n: int) -> list[int]:
+    """Take up to n files that a dead primary of the prefix kept for a list: their names go, their pages stay.
+
+    Returns:
+        Descriptors, which the caller owns and closes. Files that are in use, or not ours, are left alone.
+
+    Raises:
+        ResourceError: The directory cannot be read.
+    """
+    ours = re.compile(re.escape(prefix) + rf"map_{list_idx}_[0-9]+(\.[0-9]+)?")
+    taken: list[int] = []
+    try:
+        with _opened_directory(directory) as dir_fd:
+            with os.scandir(dir_fd) as entries:
+                names = sorted(entry.name for entry in entries if ours.fullmatch(entry.name))
+            for name in names[:n]:
+                with contextlib.suppress(OSError):
+                    taken.append(_take_kept(dir_fd, name))
+    except OSError as error:
+        raise _create_error(directory, error) from error
+    return taken
+
+
 def _create_locked(dir_fd: int, name: str) -> int:
     """Open a nameless file, locks it, names it; closes it if one of these fails."""
-    fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    fd = _create_nameless(dir_fd)
     try:
-        os.fchmod(fd, 0o600)  # whatever the umask
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        # linkat(AT_SYMLINK_FOLLOW) of /proc/self/fd needs no capability (open(2), O_TMPFILE).
-        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
+        _link(fd, dir_fd, name)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _create_nameless(dir_fd: int) -> int:
+    fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    try:
+        os.fchmod(fd, 0o600)  # whatever the umask
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _link(fd: int, dir_fd: int, name: str) -> None:
+    # linkat(AT_SYMLINK_FOLLOW) of /proc/self/fd needs no capability (open(2), O_TMPFILE).
+    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
+
+
+def _take_kept(dir_fd: int, name: str) -> int:
+    fd = _reopen_kept(dir_fd, name)
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def _opened_directory(directory: Path) -> Iterator[int]:
+    dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield dir_fd
+    finally:
+        os.close(dir_fd)
 
 
 def _reopen_kept(dir_fd: int, name: str) -> int:

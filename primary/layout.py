@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem.primary.hugetlbfs import check_huge_dir, find_mount
+from dpdkmem.primary.iova import choose_iova_mode
 from dpdkmem.shared.errors import ConfigError
 from dpdkmem.shared.kinds import IovaMode, SegmentForm, SupplyKind
-from dpdkmem.shared.model import ControlSpec, ListSpec
+from dpdkmem.shared.model import ControlFlag, ControlSpec, ListSpec
 from dpdkmem.shared.units import GIB, KIB, align_up, format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dpdkmem.primary.hugepages import HostPages
+    from dpdkmem.primary.iova import IovaChoice, IovaHost
     from dpdkmem.shared.config import Config
 
 DEFAULT_BASE_VADDR: Final = 0x1_0000_0000  # DPDK's: fits IOMMUs of 39 bits, and TSan
@@ -37,25 +39,29 @@ class Layout:
         spec: of the control segment.
         supply: that holds, which can differ from the wish: hugetlbfs without a mount becomes hugetlb memfds.
         folders: page size -> folder of hugetlbfs files.
+        iova: the mode, and why.
         notes: for the log.
     """
 
     spec: ControlSpec
     supply: SupplyKind
+    iova: IovaChoice
     folders: dict[int, Path]
     notes: tuple[str, ...]
 
 
-def plan(config: Config, host: HostPages, memory_bytes: int) -> Layout:
+def plan(config: Config, host: HostPages, iova_host: IovaHost, memory_bytes: int) -> Layout:
     """Decide the lists.
 
     Args:
         config: of the primary.
         host: what the host offers.
+        iova_host: the same, of addresses.
         memory_bytes: of the host, for the size of windows.
 
     Raises:
-        ConfigError: no page size is left, or `--huge-dir` does not serve.
+        ConfigError: no page size is left, or `--huge-dir` or `--iova-mode` does not serve.
+        NotPermitted: `--iova-mode=pa`, and physical addresses cannot be read.
     """
     supply, folders, notes = _choose_supply(config, host)
     sizes = _page_sizes(config, host, supply, folders)
@@ -70,11 +76,22 @@ def plan(config: Config, host: HostPages, memory_bytes: int) -> Layout:
         for heap_idx, node in enumerate(nodes)
         for page_bytes in sorted(sizes)
     )
-    iova_va = config.devices.iova_mode is not IovaMode.PA
+    iova = choose_iova_mode(config.devices.iova_mode, supply, iova_host)
     base = config.devices.base_vaddr or DEFAULT_BASE_VADDR
-    return Layout(
-        ControlSpec(config.file_prefix, base, lists, tuple(nodes), iova_va, flags=0), supply, folders, notes
+    spec = ControlSpec(
+        config.file_prefix, base, lists, tuple(nodes), iova.mode is IovaMode.VA, _flags(config)
     )
+    return Layout(spec, supply, iova, folders, notes)
+
+
+def _flags(config: Config) -> ControlFlag:
+    """Return what everybody who looks at the memory must know."""
+    flags = ControlFlag(0)
+    if config.memory.match_allocations:
+        flags |= ControlFlag.MATCH_ALLOCATIONS
+    if config.memory.legacy_mem:
+        flags |= ControlFlag.LEGACY | ControlFlag.NO_SHRINK
+    return flags
 
 
 def _choose_supply(config: Config, host: HostPages) -> tuple[SupplyKind, dict[int, Path], tuple[str, ...]]:
@@ -108,6 +125,8 @@ def _list(  # noqa: PLR0917 - a row of the table of lists
     config: Config, supply: SupplyKind, page_bytes: int, node: int, heap_idx: int, memory_bytes: int
 ) -> ListSpec:
     wanted = config.memory.page_limit_bytes(page_bytes) or max(_DEFAULT_WINDOW_BYTES, memory_bytes)
+    if config.memory.legacy_mem:
+        wanted = 2 * wanted  # of every two slots one may be a hole: legacy.py
     form = config.form
     plain = supply is SupplyKind.PLAIN_MEMFD
     if plain and form is SegmentForm.PER_SEGMENT and page_bytes % _KERNEL_PAGE_BYTES:

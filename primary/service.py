@@ -22,16 +22,20 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from dpdkmem.native import PrimaryMemory, walks
+from dpdkmem.native.iova import Pagemap
 from dpdkmem.primary.backend import Backend
 from dpdkmem.primary.control import ControlServer
 from dpdkmem.primary.growth import Growth, MemsegList
 from dpdkmem.primary.hugepages import HostPages
 from dpdkmem.primary.hugetlbfs import clean_stale_files
+from dpdkmem.primary.iova import IovaHost
 from dpdkmem.primary.layout import plan
+from dpdkmem.primary.legacy import LegacyMemory, refusal
 from dpdkmem.primary.limits import LimitGuard
 from dpdkmem.primary.loop import READABLE, Loop
 from dpdkmem.primary.minimum import plan_minimum
 from dpdkmem.primary.pagefinder import PageFinder
+from dpdkmem.primary.placement import Placer
 from dpdkmem.primary.publication import Publisher
 from dpdkmem.primary.reserve_journal import open_reserver
 from dpdkmem.primary.segment_fds import find_fds
@@ -47,7 +51,6 @@ from dpdkmem.shared.errors import (
     LimitExceeded,
     NotPermitted,
     ResourceError,
-    Unsupported,
 )
 from dpdkmem.shared.fds import presize_fd_table
 from dpdkmem.shared.kinds import HugeUnlink, SegmentForm, SupplyKind
@@ -89,12 +92,6 @@ class Primary:
     """
 
     def __init__(self, config: Config) -> None:
-        if config.memory.legacy_mem:
-            raise Unsupported("--legacy-mem", "a later version: leave it out, memory is then made on demand")
-        if config.memory.match_allocations:
-            raise Unsupported(
-                "--match-allocations", "a later version: leave it out, free pages go back one by one"
-            )
         self.config = config
         self.paths: RuntimePaths = runtime.runtime_paths(config.file_prefix)
         self._stack = contextlib.ExitStack()
@@ -166,7 +163,8 @@ class Primary:
 
     def _look_at_host(self) -> None:
         host = HostPages.read()
-        self.layout = plan(self.config, host, _memory_bytes())
+        self.layout = plan(self.config, host, IovaHost.look(), _memory_bytes())
+        _LOG.info("%s", self.layout.iova)
         sizes = (
             [size.page_bytes for size in host.sizes]
             if self.layout.supply is not SupplyKind.PLAIN_MEMFD
@@ -212,6 +210,15 @@ class Primary:
                 "/dev/userfaultfd, or run as root, or leave out --single-file-segments",
             )
         self.lists = self._open_lists()
+        self.pagemap = self._open_pagemap()
+        self.placer = Placer(self.native, self.pagemap, self.finder.find)
+
+    def _open_pagemap(self) -> Pagemap | None:
+        if self.layout.spec.iova_va:
+            return None
+        pagemap = Pagemap.open()
+        self._stack.callback(pagemap.close)
+        return pagemap
 
     def _open_lists(self) -> tuple[MemsegList, ...]:
         pages = self.config.pages
@@ -255,6 +262,7 @@ class Primary:
             config.memory,
             self.guard,
             self.finder,
+            self.placer,
         )
         self.growth.reserve.may_fill = lambda: not self.sessions.is_crowded
         self.growth.on_change = self._on_change
@@ -273,6 +281,17 @@ class Primary:
 
     def _make_minimum(self) -> None:
         """Make the start-up minimum, turning the loop meanwhile; all of it or an error."""
+        if self.config.memory.legacy_mem:
+            LegacyMemory(
+                self.native,
+                self.lists,
+                self.config.memory,
+                self.guard,
+                self.finder,
+                self.placer,
+                self.pagemap,
+            ).take()
+            return
         self._loop_thread = threading.get_ident()
         for memseg_list, n in plan_minimum(self.config.memory, self.lists):
             if self._stop_wanted:
@@ -413,6 +432,9 @@ class Primary:
         self.growth.reserve.fill_later()
 
     def _grow_when_possible(self, request: GrowRequest, done: Callable[[DpdkmemError | None], None]) -> None:
+        if self.config.memory.legacy_mem:
+            done(refusal())
+            return
         if self.sessions.is_crowded:
             self.loop.call_later(_CROWDED_S, lambda: self._grow_when_possible(request, done))
             return

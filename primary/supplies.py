@@ -59,6 +59,11 @@ class SegmentFiles(abc.ABC):
         self._step_bytes = _PLAIN_STEP_BYTES if place.kind is SupplyKind.PLAIN_MEMFD else info.page_bytes
 
     @property
+    def place(self) -> FilePlace:
+        """How the files are made."""
+        return self._place
+
+    @property
     @abc.abstractmethod
     def list_fd(self) -> int | None:
         """The descriptor of the whole list, or None where each segment has its own."""
@@ -169,6 +174,10 @@ class PerSegmentFiles(SegmentFiles):
         for seg_idx in range(first, first + n):
             os.close(self._fds.pop(seg_idx))
             self._unlink(seg_idx)
+
+    def adopt(self, fds: dict[int, int]) -> None:
+        """Own files that were made elsewhere, with their pages and names (loose.py): segment -> descriptor."""
+        self._fds |= fds
 
     def fds(self, first: int, n: int) -> list[int]:
         return [self._fds[seg_idx] for seg_idx in range(first, first + n)]

@@ -56,6 +56,7 @@ class WarmReserve:
         lists: all memseg lists.
         target_bytes: `--warm-reserve`, for each list; 0 none.
         grower: makes and gives back.
+        whole: what fell free is kept as a whole or not at all (`--match-allocations`).
     """
 
     def __init__(
@@ -65,12 +66,15 @@ class WarmReserve:
         lists: Sequence[MemsegList],
         target_bytes: int,
         grower: Grower,
+        *,
+        whole: bool = False,
     ) -> None:
         self._memory = memory
         self._loop = loop
         self._lists = lists
         self._target_bytes = target_bytes
         self._grower = grower
+        self._whole = whole
         self._filling: dict[int, int] = {}  # list -> segments that are being made
         self._not_before: dict[int, float] = {}  # list -> time of the next try
         self._timer_set = False
@@ -126,7 +130,7 @@ class WarmReserve:
     def keep(self, memseg_list: MemsegList, free: Run) -> Run | None:
         """Take what the reserve lacks out of a run that fell free; return what is left of the run to give back."""
         n = min(self._lacking(memseg_list), free.n_segs)
-        if n <= 0:
+        if n <= 0 or (self._whole and n < free.n_segs):
             return free
         try:
             self._memory.heap_warm(free.list_idx, free.first_seg, n)

@@ -22,6 +22,7 @@ import threading
 from typing import TYPE_CHECKING, Final, Self, TypeVar, cast, overload
 
 from dpdkmem.native import AllocFlag, PinKind
+from dpdkmem.shared.dma import DmaCalls
 from dpdkmem.shared.errors import Closed, DpdkmemError, LifetimeError, ResourceError, SegmentBusy
 from dpdkmem.shared.heap_introspection import HeapIntrospection
 from dpdkmem.shared.leases import Leases, lease
@@ -43,6 +44,7 @@ _T = TypeVar("_T")
 
 _PRIVATE: Final = int(AllocFlag.PRIVATE)  # a member of an enum costs more to look up than a block to allocate
 _ZERO: Final = int(AllocFlag.ZERO)
+_IOVA_CONTIG: Final = int(AllocFlag.IOVA_CONTIG)
 
 
 class _Place:
@@ -254,7 +256,7 @@ class Memzone(_Place):
         )
 
 
-class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser):
+class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser, DmaCalls):
     """Shared memory as a program uses it.
 
     Args:
@@ -286,6 +288,7 @@ class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser):
         tag: str | None = None,
         private: bool = False,
         zero: bool = False,
+        iova_contig: bool = False,
     ) -> Allocation:
         """Allocate a block that every process sees at the same vaddr.
 
@@ -296,9 +299,10 @@ class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser):
             tag: at most 27 bytes; what the block is for, in `dpdkmem heaps`.
             private: reclaimed if this process dies, instead of kept for others.
             zero: filled with zeros; else its content is undefined.
+            iova_contig: its IOVAs follow one another; in PA mode the primary looks for pages that do.
 
         Raises:
-            HugepagesExhausted: nothing is free, and the primary gets no more.
+            HugepagesExhausted: nothing (nothing contiguous) is free, and the primary gets no more.
             LimitExceeded: a limit of the primary is reached.
             ResourceError: EINVAL and others, with their errno.
             PeerGone: the primary is gone, and what is there does not suffice.
@@ -306,7 +310,7 @@ class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser):
 
         Blocks: while the map grows.
         """
-        flags = (_PRIVATE if private else 0) | (_ZERO if zero else 0)
+        flags = (_PRIVATE if private else 0) | (_ZERO if zero else 0) | (_IOVA_CONTIG if iova_contig else 0)
         vaddr = self.memory.alloc(size, align, numa_node, 0 if tag is None else self._tag_id(tag), flags)
         return Allocation(self, vaddr, size)
 

@@ -65,6 +65,15 @@ class PrimaryState(enum.IntEnum):
     ENDED = 4
 
 
+class ControlFlag(enum.IntFlag):
+    """DM_CTL_: modes of the memory that everybody must know."""
+
+    MATCH_ALLOCATIONS = 1
+    NO_SHRINK = 2
+    GUARD_DENIED = 4
+    LEGACY = 8
+
+
 @dataclass(frozen=True, slots=True)
 class ListSpec:
     """A memseg list to be made: `page_bytes` of a memseg, `kernel_page_bytes` of the pages behind it."""

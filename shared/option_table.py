@@ -152,7 +152,7 @@ _MEMORY_OPTIONS: Final = (
         _M,
         _FLAG,
         "",
-        "All memory at start, sorted by physical address, static for life.",
+        "All memory at start (without -m or --socket-mem: every free huge page), sorted by physical address, static for life.",
         primary_only=True,
     ),
     Option(
@@ -161,7 +161,7 @@ _MEMORY_OPTIONS: Final = (
         _M,
         _FLAG,
         "",
-        "Give memory back only in the pieces in which it was taken.",
+        "Blocks do not reach from one growth into another, and a growth goes back as a whole or not at all.",
         primary_only=True,
     ),
 )
@@ -568,6 +568,12 @@ EXCLUSIONS: Final[tuple[Exclusion, ...]] = (
     ),
     Exclusion(
         "segment-fds", "legacy-mem", "legacy memory has one file for each page, always", "Drop --segment-fds"
+    ),
+    Exclusion(
+        "warm-reserve",
+        "legacy-mem",
+        "legacy memory is all there from the start, so nothing is made ahead",
+        "Drop --warm-reserve",
     ),
     Exclusion(
         "reserve-hugepages",

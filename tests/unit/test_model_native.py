@@ -59,6 +59,7 @@ FLAGS: dict[type[enum.IntFlag], tuple[str, dict[str, str]]] = {
         {flag.name or "": (flag.name or "").removeprefix("PAGE_") for flag in native.ZoneFlag},
     ),
     native.AttachFlag: ("DM_ATTACH_", {}),
+    model.ControlFlag: ("DM_CTL_", {}),
 }
 
 

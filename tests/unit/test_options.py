@@ -131,6 +131,7 @@ def test_exclusions_and_moot_pairs_name_options_and_give_reasons() -> None:
         "--single-file-segments --legacy-mem",
         "--single-file-segments --segment-fds",
         "--segment-fds --legacy-mem",
+        "--warm-reserve --legacy-mem",
         "--reserve-hugepages --no-huge",
     ],
 )
