@@ -43,6 +43,7 @@ from dpdkmem.shared.errors import (
 from dpdkmem.shared.kinds import SegmentForm, SupplyKind
 from dpdkmem.shared.messages import Run
 from dpdkmem.shared.model import (
+    HEAP_NONE,
     IOVA_BAD,
     NUMA_ANY,
     BlockInfo,
@@ -73,7 +74,10 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Iterator, Sequence
 
+    from dpdkmem.shared.messages import External
     from dpdkmem.shared.model import ControlSpec
+
+    ExternalFunction = Callable[[External, tuple[int, ...]], tuple[int, int, str]]
 
 __all__ = [
     "AllocFlag",
@@ -108,6 +112,7 @@ _SUPPLIES: Final = (
     SupplyKind.HUGETLBFS,
     SupplyKind.HUGETLB_MEMFD,
     SupplyKind.PLAIN_MEMFD,
+    SupplyKind.EXTERNAL,
 )  # enum dm_supply_kind
 _FORMS: Final = (SegmentForm.PER_SEGMENT, SegmentForm.ONE_FILE)  # enum dm_form
 _UINT32_MAX: Final = 0xFFFF_FFFF
@@ -564,7 +569,11 @@ class Memory:
 
     def lists(self) -> builtins.list[ListInfo]:
         """Return all memseg lists, as they are."""
-        return [self.list(list_idx) for list_idx in range(lib.dm_list_count(self._alive()))]
+        found, out = [], ffi.new("struct dm_list_info *")
+        for list_idx in range(lib.dm_list_count(self._alive())):
+            if lib.dm_list_get(self._alive(), list_idx, out) == 0:  # else a slot without a list
+                found += [_list(list_idx, out)]
+        return found
 
     def list(self, list_idx: int) -> ListInfo:
         """Return a memseg list as it is.
@@ -574,24 +583,7 @@ class Memory:
         """
         out = ffi.new("struct dm_list_info *")
         check(lib.dm_list_get(self._alive(), list_idx, out), f"read memseg list {list_idx}")
-        return ListInfo(
-            list_idx,
-            out.base_vaddr,
-            out.window_bytes,
-            out.page_bytes,
-            out.kernel_page_bytes,
-            out.n_segments,
-            out.n_present,
-            out.limit_segments,
-            out.version,
-            out.n_free_pages,
-            out.n_warm,
-            out.numa_node,
-            _SUPPLIES[out.supply],
-            _FORMS[out.form],
-            out.heap_idx,
-            bool(out.is_external),
-        )
+        return _list(list_idx, out)
 
     def memseg(self, list_idx: int, seg_idx: int) -> MemsegInfo:
         """Return a memseg, whatever its state.
@@ -913,10 +905,11 @@ class OfflineMemory(Memory):
 class _Callbacks:
     """What C calls back through the handle: refers to no memory, so that there is no cycle through C."""
 
-    __slots__ = ("grow",)
+    __slots__ = ("external", "grow")
 
     def __init__(self, grow: Callable[[GrowRequest], tuple[int, str]]) -> None:
         self.grow = grow
+        self.external: ExternalFunction | None = None  # native/external.py
 
 
 def _callback_failed(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
@@ -993,6 +986,11 @@ class PrimaryMemory(Memory):
         rc: int = lib.dm_primary_create(c_spec, lib.dmpy_grow, callbacks, out, error, _TEXT_BYTES)
         check(rc, f"start the memory of prefix {spec.prefix!r}", Attempt.ADDRESS, text=_string(error))
         return cls(out[0], callbacks)
+
+    def set_external(self, external: ExternalFunction) -> None:
+        """Set what serves this process's own threads that change external memory; called on those threads."""
+        ffi.from_handle(self._callbacks).external = external
+        lib.dm_primary_set_external(self._alive(), lib.dmpy_external)
 
     def destroy(self) -> None:
         """Unmap everything, close the control segment; idempotent. The descriptors of the supplies are the caller's."""
@@ -1316,6 +1314,7 @@ def _event(event: Any) -> MemEvent:
         event.list_idx,
         event.first_seg,
         event.n_segs,
+        event.owner_id,
     )
 
 
@@ -1346,6 +1345,28 @@ def _block(out: Any) -> BlockInfo:
         out.heap_idx,
         bool(out.is_private),
         bool(out.is_zone),
+    )
+
+
+def _list(list_idx: int, out: Any) -> ListInfo:
+    return ListInfo(
+        list_idx,
+        out.base_vaddr,
+        out.window_bytes,
+        out.page_bytes,
+        out.kernel_page_bytes,
+        out.n_segments,
+        out.n_present,
+        out.limit_segments,
+        out.version,
+        out.n_free_pages,
+        out.n_warm,
+        out.numa_node,
+        _SUPPLIES[out.supply],
+        _FORMS[out.form],
+        HEAP_NONE if out.heap_idx == _UINT32_MAX else out.heap_idx,
+        out.external,
+        out.added_by,
     )
 
 
@@ -1381,6 +1402,8 @@ def _heap(out: Any) -> HeapStats:
         out.n_frees,
         out.n_rebuilds,
         out.n_takeovers,
+        bool(out.is_external),
+        out.n_lists,
     )
 
 

@@ -24,17 +24,12 @@ struct heap_order {
 	uint8_t idx[DM_MAX_HEAPS];
 };
 
-static bool is_external(const struct dm_control *c, const struct dm_heap *h)
-{
-	return h->n_lists != 0 && dm_list_at(c, h->lists[0])->supply == DM_SUPPLY_EXTERNAL;
-}
-
 static void add_heaps(const struct dm_control *c, struct heap_order *order, int32_t numa_node, bool same)
 {
 	for (uint32_t i = 0; i < c->n_heaps; i++) {
 		const struct dm_heap *h = dm_heap_at(c, i);
 
-		if (h->state == 1 && h->n_lists != 0 && (h->numa_node == numa_node) == same)
+		if (h->state == 1 && (h->n_lists != 0 || h->is_external) && (h->numa_node == numa_node) == same)
 			order->idx[order->n++] = (uint8_t)i;
 	}
 }
@@ -44,7 +39,7 @@ static void drop_external(const struct dm_control *c, struct heap_order *order)
 	uint32_t kept = 0;
 
 	for (uint32_t i = 0; i < order->n; i++)
-		if (!is_external(c, dm_heap_at(c, order->idx[i])))
+		if (!dm_heap_at(c, order->idx[i])->is_external)
 			order->idx[kept++] = order->idx[i];
 	order->n = kept;
 }
@@ -108,6 +103,27 @@ static int grow(struct dm_memory *m, struct dm_heap *h, const struct dm_want *wa
 	return err == 0 ? 0 : cannot_grow(m, h, want, err, why[0] ? why : strerror(-err));
 }
 
+/* External heaps never grow, and page sizes do not matter there (DPDK: external socket ids). */
+static int take_external(struct dm_memory *m, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
+{
+	struct dm_want any_page = *want;
+	bool has_memory = false;
+	int err;
+
+	any_page.page_mask = 0;
+	for (uint32_t i = 0; i < h->n_lists && !has_memory; i++)
+		has_memory = dm_list_is_held(m->ctl, dm_list_at(m->ctl, h->lists[i]), m->owner_id);
+	if (h->n_lists == 0)
+		return cannot_grow(m, h, want, -ENOMEM, "it has no memory yet: malloc_heap_memory_add() gives it some");
+	if (!has_memory)
+		return cannot_grow(m, h, want, -ENOMEM, "this process has none of its memory: map it, then malloc_heap_memory_attach()");
+	err = dm_heap_take(m, h, &any_page, out);
+	return err != -ENOMEM ? err :
+		cannot_grow(m, h, want, -ENOMEM, want->iova_contig ?
+			    "what is free of its memory has no such piece with contiguous IOVAs in the table that was given" :
+			    "no piece of its memory that is free is so large, and external heaps do not grow by themselves");
+}
+
 /* No growth can help where no list may ever hold the want. */
 static bool has_list_for(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want)
 {
@@ -122,6 +138,8 @@ static int take_or_grow(struct dm_memory *m, struct dm_heap *h, const struct dm_
 {
 	int64_t until = 0;
 
+	if (h->is_external)
+		return take_external(m, h, want, out);
 	if (!has_list_for(m->ctl, h, want))
 		return cannot_grow(m, h, want, -ENOMEM, "it has no memseg list of that page size, alignment and length");
 	do {
@@ -181,10 +199,10 @@ int dm_judge_sizes(struct dm_memory *m, uint64_t bytes, uint64_t align)
 		return dm_fail(m, -EINVAL, "an allocation of 0 bytes");
 	if (align != 0 && !is_power_of_two(align))
 		return dm_fail(m, -EINVAL, "align %llu is not a power of two", (ull)align);
-	if (bytes > DM_RUN_MAX_PAGES << DM_HEAP_PAGE_SHIFT || bytes > m->ctl->window_bytes)
+	if (bytes > DM_RUN_MAX_PAGES << DM_HEAP_PAGE_SHIFT || (bytes > m->ctl->window_bytes && bytes > DM_EXTERNAL_BYTES))
 		return dm_fail(m, -ENOMEM, "%llu bytes are more than the window of %llu bytes can ever hold", (ull)bytes,
 			       (ull)m->ctl->window_bytes);
-	if (align > m->ctl->window_bytes)
+	if (align > m->ctl->window_bytes && align > DM_EXTERNAL_BYTES)
 		return dm_fail(m, -ENOMEM, "align %llu is more than any memseg list has", (ull)align);
 	return 0;
 }
@@ -294,7 +312,7 @@ int dm_free(struct dm_memory *m, void *block)
 	if (err != 0 || block == NULL)
 		return err;
 	list_idx = dm_find_list(m->ctl, vaddr);
-	if (list_idx < 0)
+	if (list_idx < 0 || dm_list_at(m->ctl, (uint32_t)list_idx)->heap_idx == DM_HEAP_NONE)
 		return dm_block_refuse(m, vaddr, "free");
 	l = dm_list_at(m->ctl, (uint32_t)list_idx);
 	h = dm_heap_at(m->ctl, l->heap_idx);
@@ -343,6 +361,8 @@ int dm_heap_stats(struct dm_memory *m, uint32_t heap_idx, struct dm_heap_stats *
 		.n_frees = dm_counted(&h->n_frees),
 		.n_rebuilds = dm_counted(&h->n_rebuilds),
 		.n_takeovers = dm_counted(&h->n_takeovers),
+		.is_external = h->is_external,
+		.n_lists = h->n_lists,
 	};
 	snprintf(out->name, sizeof(out->name), "%.31s", h->name);
 	for (uint32_t i = 0; i < h->n_lists; i++)

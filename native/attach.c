@@ -190,6 +190,7 @@ static struct dm_memory *memory_new(const struct dm_attach_options *options)
 		goto delete_key;
 	m->follower = f;
 	m->grow = dm_follower_grow;
+	m->external = dm_follower_external;
 	m->ctx = f;
 	m->release = release;
 	atomic_store(&m->n_references, 1);
@@ -199,7 +200,7 @@ static struct dm_memory *memory_new(const struct dm_attach_options *options)
 	f->map_address = options->map_address;
 	f->app_fd = f->sock = f->control_fd = f->ack_fd = f->uffd = f->handover_fd = f->app_handover_fd = -1;
 	for (int i = 0; i < DM_MAX_LISTS; i++)
-		f->list_fds[i] = -1;
+		f->list_fds[i] = f->external[i].place.fd = -1;
 	pthread_mutex_init(&f->start_mutex, NULL);
 	pthread_cond_init(&f->start_cond, NULL);
 	set_name(f, options->name);

@@ -139,16 +139,16 @@ static uint64_t skip_empty(const struct dm_control *c, const struct dm_list *l, 
 	uint64_t end = dm_list_end_page(l);
 
 	while (page < end) {
-		uint64_t used;
+		uint64_t used, stop = page + DM_GROUP_PAGES < end ? page + DM_GROUP_PAGES : end;
 
 		if (!dm_seg_is_in_heap(c, l, dm_page_seg(l, page))) {
 			page = (dm_page_seg(l, page) + 1) * dm_seg_pages(l);
 			continue;
 		}
-		if (page % DM_GROUP_PAGES != 0)
+		if (dm_page_slot(l, page) % DM_GROUP_PAGES != 0)
 			return page;
-		used = dm_pages_next_used(c, l, page, page + DM_GROUP_PAGES);
-		if (used < page + DM_GROUP_PAGES)
+		used = dm_pages_next_used(c, l, page, stop);
+		if (used < stop)
 			return page;
 		page = used;
 	}

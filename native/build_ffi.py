@@ -28,6 +28,7 @@ extern "Python" {
     int dmpy_memseg_contig_walk(const struct dm_list_info *list, const struct dm_memseg_info *first, uint64_t bytes,
         void *arg);
     int dmpy_memseg_list_walk(const struct dm_list_info *list, void *arg);
+    int dmpy_external(void *ctx, const struct dm_external_request *request, struct dm_external_answer *answer);
 }
 """
 
@@ -54,7 +55,13 @@ NUMBERS = {
         "DM_OWNER_DEAD",
         "DM_OWNER_ORPHAN",
     ),
-    "SupplyKind": ("DM_SUPPLY_HUGETLBFS", "DM_SUPPLY_HUGETLB_MEMFD", "DM_SUPPLY_PLAIN_MEMFD"),
+    "SupplyKind": (
+        "DM_SUPPLY_HUGETLBFS",
+        "DM_SUPPLY_HUGETLB_MEMFD",
+        "DM_SUPPLY_PLAIN_MEMFD",
+        "DM_SUPPLY_EXTERNAL",
+    ),
+    "External": ("DM_EXT_EXTERNAL", "DM_EXT_SHARED", "DM_EXT_READ_ONLY"),
     "SegmentForm": ("DM_FORM_PER_SEGMENT", "DM_FORM_ONE_FILE"),
     "PinKind": ("DM_PIN_LEASE", "DM_PIN_VFIO", "DM_PIN_VHOST", "DM_PIN_XDP", "DM_PIN_USER"),
     "": (
@@ -69,6 +76,7 @@ NUMBERS = {
         "DM_CTL_GUARD_DENIED",
         "DM_CTL_LEGACY",
         "DM_LAYOUT_VERSION",
+        "DM_FIRST_SOCKET_ID",
     ),
 }
 

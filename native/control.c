@@ -64,6 +64,7 @@ static void lay_out(struct dm_control *c)
 	c->groups_offset = take(&at, c->n_groups, sizeof(uint16_t));
 	c->slabs_offset = take(&at, c->n_heap_pages / DM_SLAB_PAGES, sizeof(struct dm_slab));
 	c->cells_offset = take(&at, c->n_heap_pages * (DM_HEAP_PAGE_BYTES / DM_CELL_BYTES), sizeof(uint32_t));
+	c->external_offset = take(&at, 1, sizeof(struct dm_external));
 	c->total_bytes = at;
 }
 
@@ -100,7 +101,9 @@ static void fill_header(struct dm_control *c, const struct dm_control_spec *spec
 		c->window_bytes += spec->lists[i].window_bytes;
 		c->n_memsegs += spec->lists[i].window_bytes / spec->lists[i].page_bytes;
 	}
-	c->n_heap_pages = c->window_bytes / DM_HEAP_PAGE_BYTES;
+	c->n_external_pages = DM_EXTERNAL_BYTES / DM_HEAP_PAGE_BYTES;
+	c->n_memsegs += c->n_external_pages;
+	c->n_heap_pages = c->window_bytes / DM_HEAP_PAGE_BYTES + c->n_external_pages;
 	c->n_groups = c->n_heap_pages / DM_GROUP_PAGES;
 	atomic_init(&c->zone_max, DM_MAX_ZONES);
 	lay_out(c);
@@ -129,7 +132,7 @@ static void fill_lists(struct dm_control *c, const struct dm_control_spec *spec)
 		l->form = from->form;
 		l->heap_idx = from->heap_idx;
 		l->state = 1;
-		h->lists[h->n_lists++] = i;
+		h->lists[h->n_lists++] = (uint16_t)i;
 		for (uint64_t gib = 0; gib < l->window_bytes >> DM_WINDOW_SHIFT; gib++)
 			*dm_window_at(c, ((vaddr - c->base_vaddr) >> DM_WINDOW_SHIFT) + gib) = (uint16_t)(i + 1);
 		vaddr += l->window_bytes;
@@ -139,13 +142,18 @@ static void fill_lists(struct dm_control *c, const struct dm_control_spec *spec)
 
 static void fill_heaps(struct dm_control *c, const struct dm_control_spec *spec)
 {
+	uint32_t first_socket_id = DM_FIRST_SOCKET_ID;
+
 	for (uint32_t i = 0; i < spec->n_heaps; i++) {
 		struct dm_heap *h = dm_heap_at(c, i);
 
+		if (spec->heap_nodes[i] >= (int32_t)first_socket_id)
+			first_socket_id = (uint32_t)spec->heap_nodes[i] + 1;
 		h->state = 1;
 		h->numa_node = spec->heap_nodes[i];
 		snprintf(h->name, sizeof(h->name), "socket_%d", spec->heap_nodes[i]); /* DPDK's name of it */
 	}
+	dm_external_table(c, 0)->next_socket_id = first_socket_id;
 }
 
 static uint64_t now_ns(void)
@@ -238,10 +246,23 @@ int dm_control_holds(int fd, uint64_t bytes)
 	return fstat(fd, &st) || !S_ISREG(st.st_mode) || (uint64_t)st.st_size < bytes ? -EPROTO : 0;
 }
 
+/* External memory lies outside the window; what counts is that its entries lie inside the tables. */
+static bool external_fits(const struct dm_control *c, const struct dm_list *l)
+{
+	return l->page_bytes >= DM_HEAP_PAGE_BYTES && !(l->page_bytes & (l->page_bytes - 1)) && l->base_vaddr < MAX_WINDOW_BYTES &&
+	       l->window_bytes < MAX_WINDOW_BYTES && l->n_segments == l->window_bytes / l->page_bytes &&
+	       l->first_memseg < c->n_memsegs && l->n_segments <= c->n_memsegs - l->first_memseg &&
+	       l->first_heap_page < c->n_heap_pages &&
+	       l->window_bytes / DM_HEAP_PAGE_BYTES <= c->n_heap_pages - l->first_heap_page &&
+	       (l->heap_idx < c->n_heaps || l->heap_idx == DM_HEAP_NONE);
+}
+
 static bool list_fits(const struct dm_control *c, const struct dm_list *l)
 {
 	uint64_t offset = l->base_vaddr - c->base_vaddr;
 
+	if (l->state != 1 || l->external != 0)
+		return l->state != 1 || external_fits(c, l);
 	return l->page_bytes >= DM_HEAP_PAGE_BYTES && !(l->page_bytes & (l->page_bytes - 1)) && l->heap_idx < c->n_heaps &&
 	       l->base_vaddr >= c->base_vaddr && offset < c->window_bytes && l->window_bytes <= c->window_bytes - offset &&
 	       l->n_segments == l->window_bytes / l->page_bytes && l->first_memseg < c->n_memsegs &&
@@ -252,7 +273,8 @@ static bool list_fits(const struct dm_control *c, const struct dm_list *l)
 static bool numbers_fit(const struct dm_control *c)
 {
 	return c->n_lists <= DM_MAX_LISTS && c->n_heaps <= DM_MAX_HEAPS && c->window_bytes <= MAX_WINDOW_BYTES &&
-	       c->base_vaddr <= MAX_WINDOW_BYTES && c->n_heap_pages == c->window_bytes / DM_HEAP_PAGE_BYTES &&
+	       c->base_vaddr <= MAX_WINDOW_BYTES && c->n_external_pages == DM_EXTERNAL_BYTES / DM_HEAP_PAGE_BYTES &&
+	       c->n_heap_pages == c->window_bytes / DM_HEAP_PAGE_BYTES + c->n_external_pages &&
 	       c->n_memsegs <= c->n_heap_pages && c->n_groups == c->n_heap_pages / DM_GROUP_PAGES;
 }
 
@@ -276,7 +298,7 @@ int dm_control_check(const struct dm_control *c, uint64_t bytes)
 	expected = *c;
 	lay_out(&expected);
 	if (memcmp(&expected.lists_offset, &c->lists_offset,
-		   offsetof(struct dm_control, cells_offset) + sizeof(c->cells_offset) -
+		   offsetof(struct dm_control, external_offset) + sizeof(c->external_offset) -
 			   offsetof(struct dm_control, lists_offset)) || expected.total_bytes != bytes)
 		return -EPROTO;
 	return lists_fit(c) ? 0 : -EPROTO;

@@ -146,9 +146,9 @@ static bool goes_on(const struct dump *d, const struct dm_memseg_info *s, int fd
 static int dump_memseg(const struct dm_list_info *list, const struct dm_memseg_info *s, void *arg)
 {
 	struct dump *d = arg;
-	int fd = list->is_external ? -1 : dm_seg_fd_known(d->m, s->list_idx, s->seg_idx);
+	int fd = list->external ? -1 : dm_seg_fd_known(d->m, s->list_idx, s->seg_idx);
 
-	if (!list->is_external)
+	if (!list->external)
 		d->total_bytes += s->bytes;
 	if (goes_on(d, s, fd)) {
 		d->n++;

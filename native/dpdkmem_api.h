@@ -110,6 +110,7 @@ struct dm_heap_stats {
 	uint32_t heap_idx;
 	uint64_t total_bytes, free_bytes, block_bytes, greatest_free_bytes;
 	uint64_t n_blocks, n_small_blocks, n_slabs, n_mallocs, n_frees, n_rebuilds, n_takeovers;
+	uint32_t is_external, n_lists;
 };
 /* Statistics of heap heap_idx; -ENOENT: no such heap. Takes no lock: figures of one moment only where nobody allocates. */
 int dm_heap_stats(struct dm_memory *m, uint32_t heap_idx, struct dm_heap_stats *out);
@@ -197,8 +198,9 @@ struct dm_list_info {
 	uint64_t base_vaddr, window_bytes, page_bytes, n_segments, n_present, limit_segments, version, n_free_pages;
 	uint64_t n_warm;            /* of n_present: ready, and in no heap yet (--warm-reserve) */
 	int32_t numa_node;
-	uint32_t supply, form, heap_idx, kernel_page_bytes;
-	uint32_t list_idx, is_external;
+	uint32_t supply, form, heap_idx, kernel_page_bytes; /* heap_idx UINT32_MAX: registered memory */
+	uint32_t list_idx;
+	uint32_t external, added_by; /* 0: of the window; else 1 | 2 every process maps it | 4 read-only, and who added it */
 };
 struct dm_memseg_info {
 	uint64_t vaddr, bytes, iova, page_bytes;
@@ -211,7 +213,7 @@ struct dm_run {
 	uint64_t first_seg, n_segs;
 	uint32_t list_idx, reserved;
 };
-int dm_list_count(const struct dm_memory *m);
+int dm_list_count(const struct dm_memory *m); /* list indices are below it; -ENOENT of dm_list_get(): nothing in that slot */
 int dm_list_get(const struct dm_memory *m, uint32_t list_idx, struct dm_list_info *out);
 int dm_memseg_get(const struct dm_memory *m, uint32_t list_idx, uint64_t seg_idx, struct dm_memseg_info *out);
 /* The memseg that covers addr; -ENOENT outside the lists or not present. O(1) in segments. */
@@ -300,6 +302,8 @@ struct dm_mem_event {
 	uint64_t time_ns, vaddr, bytes;
 	uint32_t type, list_idx;
 	uint64_t first_seg, n_segs;
+	uint32_t owner_id;          /* 0; or, in what ops read, the session whose external memory this is */
+	uint32_t reserved;
 };
 /* Called on a thread of the library's, in order; allocation and every other call is allowed inside. Memory that is
  * there at registration is replayed as ALLOC first. FREE is called before the memory is unmapped here and given back.
@@ -316,6 +320,37 @@ int dm_event_reader_open(struct dm_memory *m, struct dm_event_reader **out);
 int dm_event_reader_next(struct dm_event_reader *r, struct dm_mem_event *out, int timeout_ms);
 void dm_event_reader_cancel(struct dm_event_reader *r);
 void dm_event_reader_close(struct dm_event_reader *r);
+
+/* ---- external memory ---- */
+/* Heaps over memory that the program brings, and memory that is only registered: DPDK's rte_malloc_heap_* and rte_extmem_*.
+ * Any process may call these. heap_name has 1 to 31 bytes; page_sz is a power of two of 4096 or more, vaddr and len are
+ * multiples of it; iova_addrs is NULL (unknown) or n_pages == len / page_sz addresses. The memory must be mapped here.
+ * A heap's socket id is what numa_node of dm_alloc() and of memzones may be. Memory is zeroed where it can be written.
+ * Without fd (-1) others have the memory once they have mapped it at the same address themselves and called the attach;
+ * with fd every process maps it by itself, present ones before the call returns, and nobody attaches or detaches. fd stays
+ * the caller's, whose mapping of it must be shared and begin at fd_offset.
+ * -EINVAL bad argument; -ENOENT no such heap or memory; -EPERM heap of the primary's own memory (or detach of memory with fd);
+ * -EEXIST name taken, memory overlaps, or attached already; -ENOSPC no slot or room left; -EBUSY in use, dm_error_text()
+ * names by whom, nothing has changed; -EFAULT not mapped here, or not writable to its end; -EADDRNOTAVAIL the address is taken in
+ * another process; -EPIPE no primary; -ETIMEDOUT the primary does not answer; -EDEADLK remove, unregister or detach inside a
+ * memory event callback, which they wait for. */
+int dm_malloc_heap_create(struct dm_memory *m, const char *heap_name);
+int dm_malloc_heap_destroy(struct dm_memory *m, const char *heap_name); /* -EBUSY: it still has memory */
+int dm_malloc_heap_get_socket(struct dm_memory *m, const char *heap_name); /* the socket id, or -errno */
+int dm_malloc_heap_socket_is_external(struct dm_memory *m, int32_t socket_id); /* 1, 0, or -ENOENT: of no heap */
+int dm_malloc_heap_memory_add(struct dm_memory *m, const char *heap_name, void *vaddr, size_t len, const uint64_t *iova_addrs,
+    uint32_t n_pages, size_t page_sz);
+int dm_malloc_heap_memory_add_fd(struct dm_memory *m, const char *heap_name, void *vaddr, size_t len, const uint64_t *iova_addrs,
+    uint32_t n_pages, size_t page_sz, int fd, uint64_t fd_offset);
+int dm_malloc_heap_memory_remove(struct dm_memory *m, const char *heap_name, void *vaddr, size_t len);
+int dm_malloc_heap_memory_attach(struct dm_memory *m, const char *heap_name, void *vaddr, size_t len);
+int dm_malloc_heap_memory_detach(struct dm_memory *m, const char *heap_name, void *vaddr, size_t len);
+int dm_extmem_register(struct dm_memory *m, void *vaddr, size_t len, const uint64_t *iova_addrs, uint32_t n_pages, size_t page_sz);
+int dm_extmem_register_fd(struct dm_memory *m, void *vaddr, size_t len, const uint64_t *iova_addrs, uint32_t n_pages, size_t page_sz,
+    int fd, uint64_t fd_offset);
+int dm_extmem_unregister(struct dm_memory *m, void *vaddr, size_t len);
+int dm_extmem_attach(struct dm_memory *m, void *vaddr, size_t len);
+int dm_extmem_detach(struct dm_memory *m, void *vaddr, size_t len);
 
 /* ---- pins ---- */
 /* Keeps [vaddr, vaddr + bytes) from being given back while a device or kernel socket can reach it. */

@@ -69,6 +69,7 @@ uint64_t dm_event_append(struct dm_control *c, const struct dm_mem_event *event)
 	slot->list_idx = event->list_idx;
 	slot->first_seg = event->first_seg;
 	slot->n_segs = event->n_segs;
+	slot->owner_id = event->owner_id;
 	atomic_store_explicit(&slot->seq, seq, memory_order_release);
 	atomic_store_explicit(&c->event_seq, seq, memory_order_release); /* pairs with read_log */
 	atomic_store_explicit(&c->event_signal, (uint32_t)seq, memory_order_release);
@@ -86,7 +87,8 @@ static int read_log(const struct dm_control *c, uint64_t seq, struct dm_mem_even
 	if (atomic_load_explicit(&slot->seq, memory_order_acquire) != seq)
 		return -EOVERFLOW;
 	*out = (struct dm_mem_event){.seq = seq, .time_ns = slot->time_ns, .vaddr = slot->vaddr, .bytes = slot->bytes,
-		.type = slot->type, .list_idx = slot->list_idx, .first_seg = slot->first_seg, .n_segs = slot->n_segs};
+		.type = slot->type, .list_idx = slot->list_idx, .first_seg = slot->first_seg, .n_segs = slot->n_segs,
+		.owner_id = slot->owner_id};
 	atomic_thread_fence(memory_order_acquire);
 	return atomic_load_explicit(&slot->seq, memory_order_relaxed) == seq ? 1 : -EOVERFLOW;
 }
@@ -108,7 +110,7 @@ static int take_snapshot(struct dm_event_reader *r)
 
 		if (!runs)
 			return -ENOMEM;
-		n = dm_map_runs(r->m, runs, room, &version, &r->snapshot_seq);
+		n = dm_map_runs_of_owner(r->m, r->m->owner_id, runs, room, &version, &r->snapshot_seq);
 		if (n >= 0 && (uint64_t)n <= room) {
 			free(r->replay);
 			r->replay = runs;
@@ -231,10 +233,10 @@ static int poll_reader(struct dm_event_reader *r, struct dm_mem_event *out)
 
 	if (next_replayed(r, out))
 		return 1;
-	rc = read_log(r->m->ctl, r->next_seq, out);
-	if (rc == 1) {
+	while ((rc = read_log(r->m->ctl, r->next_seq, out)) == 1) {
 		r->delivered = r->next_seq++;
-		return 1;
+		if (out->owner_id == 0 || out->owner_id == r->m->owner_id)
+			return 1; /* else it is external memory that others have */
 	}
 	if (rc == 0)
 		return 0;

@@ -82,40 +82,38 @@ static uint32_t request_word(uint32_t id, uint32_t state)
 }
 
 /* word: as it was found, WAITING. Nothing happens if the thread has given the slot back meanwhile. */
-static void answer(struct dm_request *r, uint32_t word, int status, const char *text)
+static void answer(struct dm_request *r, uint32_t word, int status, int64_t value, const char *text)
 {
 	uint32_t id = word >> REQUEST_ID_SHIFT;
 
 	if (!atomic_compare_exchange_strong(&r->word, &word, request_word(id, REQUEST_BEING_ANSWERED)))
 		return;
 	r->status = status;
+	r->value = value;
 	snprintf(r->text, sizeof(r->text), "%s", text);
 	atomic_store_explicit(&r->word, request_word(id, REQUEST_ANSWERED), memory_order_release); /* pairs with look_for_answer */
 	dm_futex_wake(&r->word, 1);
 }
 
-static void handle_done(struct dm_follower *f, const struct dm_wire_text *done)
+static void answer_request(struct dm_follower *f, uint32_t id, int status, int64_t value, const char *text)
 {
-	uint32_t word = request_word(done->h.request_id, REQUEST_WAITING);
+	uint32_t word = request_word(id, REQUEST_WAITING);
 
 	for (int i = 0; i < DM_MAX_REQUESTS; i++)
 		if (atomic_load_explicit(&f->requests[i].word, memory_order_acquire) == word)
-			answer(&f->requests[i], word, -done->status, done->text);
+			answer(&f->requests[i], word, status, value, text);
 }
 
 /* First the descriptors, then the answer: who has it finds them. */
 static void handle_fds(struct dm_follower *f, struct dm_packet *p)
 {
-	uint32_t word = request_word(p->header.request_id, REQUEST_WAITING);
 	struct dm_handover what = {.run = p->wire_fds.run, .request_id = p->header.request_id};
 	int err = p->fds_lost ? -EMFILE : 0;
 
 	what.run.n_segs = p->n_fds;
 	if (!err)
 		err = dm_handover_send(f, &what, p->fds, p->n_fds);
-	for (int i = 0; i < DM_MAX_REQUESTS; i++)
-		if (atomic_load_explicit(&f->requests[i].word, memory_order_acquire) == word)
-			answer(&f->requests[i], word, err, err ? strerror(-err) : "");
+	answer_request(f, p->header.request_id, err, 0, err ? strerror(-err) : "");
 }
 
 /* The attachment is over: state says why, and nobody waits any longer. */
@@ -129,7 +127,7 @@ static void end(struct dm_follower *f, int state, const char *text)
 		uint32_t word = atomic_load_explicit(&f->requests[i].word, memory_order_acquire);
 
 		if ((word & REQUEST_STATE_MASK) == REQUEST_WAITING)
-			answer(&f->requests[i], word, -EPIPE, text);
+			answer(&f->requests[i], word, -EPIPE, 0, text);
 	}
 	dm_futex_wake(&f->m->ctl->event_signal, INT32_MAX);
 }
@@ -149,7 +147,13 @@ static bool handle(struct dm_follower *f, struct dm_packet *p)
 		dm_handle_round(f, p);
 		return true;
 	case DM_WIRE_DONE:
-		handle_done(f, &p->text);
+		answer_request(f, p->header.request_id, -p->text.status, 0, p->text.text);
+		return true;
+	case DM_WIRE_EXTERNAL_DONE:
+		answer_request(f, p->header.request_id, -p->external_done.status, p->external_done.value, p->external_done.text);
+		return true;
+	case DM_WIRE_EXTERNAL_FILE:
+		dm_external_take_file(f, p);
 		return true;
 	case DM_WIRE_FDS:
 		handle_fds(f, p);
@@ -240,6 +244,7 @@ static void close_own(struct dm_follower *f)
 /* The control segment stays mapped: threads' robust lists point into it until dm_memory_put(). */
 void dm_follower_dismantle(struct dm_follower *f)
 {
+	dm_external_unmap_all(f);
 	if (f->window_bytes)
 		dm_window_release(f->base_vaddr, f->window_bytes);
 	f->window_bytes = 0;
@@ -372,7 +377,6 @@ static bool memory_came(const struct dm_control *c, const struct dm_grow_request
 	return false;
 }
 
-/* -EAGAIN: neither answered nor ended yet. */
 static int look_for_answer(struct dm_follower *f, struct dm_request *r, char *text)
 {
 	if ((atomic_load_explicit(&r->word, memory_order_acquire) & REQUEST_STATE_MASK) == REQUEST_ANSWERED) { /* pairs with answer() */
@@ -447,11 +451,12 @@ static int wait_for_reply(struct dm_follower *f, struct dm_request *r, uint32_t 
 			return rc;
 		dm_futex_wait(&r->word, request_word(id, REQUEST_WAITING), WAIT_CHUNK_MS * 1000000L);
 	}
-	snprintf(text, DM_ERROR_BYTES, "the primary has not answered for %d s: it is stopped or overloaded", GROW_TIMEOUT_MS / 1000);
+	snprintf(text, DM_ERROR_BYTES, "no answer for %d s: the primary is stopped or overloaded, or it waits for a process that is stopped "
+		 "or has not read a FREE event; it goes on with it", GROW_TIMEOUT_MS / 1000);
 	return -ETIMEDOUT;
 }
 
-int dm_follower_ask(struct dm_follower *f, struct dm_wire_header *request, char *text)
+int dm_follower_ask(struct dm_follower *f, struct dm_wire_header *request, const int *fds, int64_t *value, char *text)
 {
 	struct dm_request *r;
 	int err = atomic_load(&f->m->state);
@@ -461,7 +466,8 @@ int dm_follower_ask(struct dm_follower *f, struct dm_wire_header *request, char 
 		return err;
 	}
 	if (!dm_app_fd_is_ours(f)) {
-		snprintf(text, DM_ERROR_BYTES, "descriptor %d of the session was closed by this process (os.closerange()?)", f->app_fd);
+		snprintf(text, DM_ERROR_BYTES, "descriptor %d of the session was closed by this process (os.closerange()?): detach and attach",
+			 f->app_fd);
 		return -EBADF;
 	}
 	r = take_request(f, &request->request_id);
@@ -469,11 +475,12 @@ int dm_follower_ask(struct dm_follower *f, struct dm_wire_header *request, char 
 		snprintf(text, DM_ERROR_BYTES, "%d threads of this process wait for the primary already", DM_MAX_REQUESTS);
 		return -EBUSY;
 	}
-	err = dm_packet_send(f->app_fd, request, request->bytes);
+	err = dm_packet_send_fds(f->app_fd, request, fds);
 	if (err)
 		snprintf(text, DM_ERROR_BYTES, "cannot ask the primary: %s", err == -EPIPE ? "it has ended" : strerror(-err));
 	else
 		err = wait_for_reply(f, r, request->request_id, text);
+	*value = r->value;
 	give_request(r, request->request_id);
 	return err;
 }

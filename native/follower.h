@@ -16,12 +16,21 @@
 
 enum { DM_MAX_REQUESTS = 64 };
 
-/* One growth that a thread of the program waits for. Id and state are one word, since an answer can come while the
+/* One request that a thread of the program waits for. Id and state are one word, since an answer can come while the
  * thread gives the slot back and another one takes it: it must find its own request or none. */
 struct dm_request {
 	_Atomic uint32_t word;      /* id << 2 | state, see follower.c; a private futex */
 	int status;
+	int64_t value;              /* of EXTERNAL_DONE */
 	char text[DM_WIRE_TEXT_BYTES];
+};
+
+/* What is known of the shared external memory in a list; follower's thread only. */
+struct dm_external_mapping {
+	struct dm_external_place place; /* fd: in the follower's table, -1 none */
+	bool is_mapped;
+	bool is_stale;              /* its file came too late: the memory has gone meanwhile */
+	int error;                  /* why there is no file: -EMFILE */
 };
 
 /* A round of UNMAP that waits for readers of events. */
@@ -44,6 +53,7 @@ struct dm_follower {
 	int handover_fd;            /* the follower's end of the handover socket, in its table */
 	int app_handover_fd;        /* the program's */
 	uint64_t app_handover_inode;
+	struct dm_external_mapping external[DM_MAX_LISTS];
 	bool own_table;
 	bool guarded;               /* one-file lists are mapped whole, under the guard */
 	uint32_t flags;             /* DM_ATTACH_ */
@@ -77,6 +87,8 @@ struct dm_packet {
 		struct dm_wire_round round;
 		struct dm_wire_fds wire_fds;
 		struct dm_wire_text text;
+		struct dm_wire_external_done external_done;
+		struct dm_wire_external_file external_file;
 	};
 	size_t n_bytes;
 	int fds[DM_WIRE_MAX_FDS];
@@ -86,6 +98,7 @@ struct dm_packet {
 
 /* packet.c */
 int dm_packet_send(int sock, const void *message, size_t bytes);
+int dm_packet_send_fds(int sock, const struct dm_wire_header *message, const int *fds); /* as many as it says */
 /* 1 received and syntactically sound; 0 timeout; -EPIPE end of file; -EPROTO malformed, error says how. */
 int dm_packet_receive(int sock, struct dm_packet *p, int timeout_ms, char *error, size_t error_bytes);
 void dm_packet_close(struct dm_packet *p);
@@ -100,13 +113,21 @@ void dm_handle_round(struct dm_follower *f, struct dm_packet *p);
 void dm_release_waiting(struct dm_follower *f); /* what the readers of events are done with */
 void dm_drop_waiting(struct dm_follower *f);    /* at the end: unmaps nothing, frees the list */
 
+/* external_follow.c */
+void dm_external_take_file(struct dm_follower *f, struct dm_packet *p);
+int dm_external_map_run(struct dm_follower *f, const struct dm_wire_run *run);
+int dm_external_unmap_run(struct dm_follower *f, const struct dm_wire_run *run);
+void dm_external_unmap_all(struct dm_follower *f);
+int dm_follower_external(void *ctx, const struct dm_external_request *request, struct dm_external_answer *answer);
+
 /* follower.c */
 int dm_follower_start(struct dm_follower *f);
 void dm_follower_dismantle(struct dm_follower *f);
 int dm_follower_grow(void *ctx, const struct dm_grow_request *request, char *text);
 int dm_say_goodbye(int sock);
-/* Sends a request and waits for its answer: 0, or -errno with the reason in text. Fills in the header's id. */
-int dm_follower_ask(struct dm_follower *f, struct dm_wire_header *request, char *text);
+/* Sends a request with its n_fds descriptors and waits for the answer: 0 and the value of an EXTERNAL_DONE, or -errno with the
+ * reason in text. Fills in the header's id. */
+int dm_follower_ask(struct dm_follower *f, struct dm_wire_header *request, const int *fds, int64_t *value, char *text);
 /* What goes through the handover socket, with the descriptors: request id 0 for the files of one-file lists, at the attach. */
 struct dm_handover {
 	struct dm_wire_run run;

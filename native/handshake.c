@@ -194,6 +194,9 @@ static int map_snapshot(struct dm_follower *f, struct dm_packet *p)
 
 	if (!err)
 		return 0;
+	if (err == -EADDRNOTAVAIL)
+		return FAIL(f, err, "external memory of the primary cannot be mapped in this process: %.255s. Attach before that mapping "
+			    "is made", dm_external_table(f->m->ctl, 0)->texts[f->m->owner_id]);
 	return FAIL(f, err, "cannot map the present segments: %s%s", strerror(-err),
 		    err == -ENOMEM ? ". Raise vm.max_map_count: `sysctl -w vm.max_map_count=262144`, or run the primary with "
 				     "--single-file-segments" : "");
@@ -207,6 +210,9 @@ static int snapshot_step(struct dm_follower *f, struct dm_packet *p)
 		return take_list_files(f, p);
 	case DM_WIRE_SEGMENTS:
 		return map_snapshot(f, p);
+	case DM_WIRE_EXTERNAL_FILE:
+		dm_external_take_file(f, p);
+		return 0;
 	case DM_WIRE_ROUND: /* what left since the snapshot */
 		dm_handle_round(f, p);
 		return 0;

@@ -38,7 +38,7 @@ void dm_heap_ring_if_spare(struct dm_memory *m, const struct dm_list *l, uint64_
 	struct dm_control *c = m->ctl;
 	uint64_t n = dm_counted(&l->n_spare);
 
-	if (n <= n_spare_before || n <= atomic_load_explicit(&c->shrink_hysteresis, memory_order_relaxed) ||
+	if (l->external != 0 || n <= n_spare_before || n <= atomic_load_explicit(&c->shrink_hysteresis, memory_order_relaxed) ||
 	    (c->flags & DM_CTL_NO_SHRINK) != 0)
 		return;
 	dm_bell_ring(c);
@@ -54,11 +54,11 @@ static uint32_t aligned_class(const struct dm_want *want)
 	return class_idx;
 }
 
-/* IOVA contiguity is the run's business where a slab may lie across memsegs. */
+/* IOVA contiguity is the run's business where a slab may lie across memsegs, or on memory whose IOVA nobody knows. */
 static bool is_small(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want)
 {
 	return want->bytes <= DM_SMALL_MAX_BYTES && want->align <= DM_SMALL_MAX_BYTES && !want->only_run &&
-	       (!want->iova_contig || dm_list_at(c, h->lists[0])->page_bytes >= DM_SLAB_BYTES);
+	       (!want->iova_contig || (!h->is_external && dm_list_at(c, h->lists[0])->page_bytes >= DM_SLAB_BYTES));
 }
 
 static int take_run(struct dm_control *c, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
@@ -114,6 +114,8 @@ int dm_heap_take(struct dm_memory *m, struct dm_heap *h, const struct dm_want *w
 		claimed = true;
 		err = take(m->ctl, h, want, out);
 	}
+	if (err == -ENOMEM && h->is_external && is_small(m->ctl, h, want)) /* 64 KiB in one piece may be all that is missing */
+		err = take_run(m->ctl, h, want, out);
 	if (err == 0)
 		dm_count(&h->n_mallocs, 1);
 	dm_heap_unlock(m, h);

@@ -94,6 +94,8 @@ static inline uint64_t dm_list_end_page(const struct dm_list *l)
 {
 	return atomic_load_explicit(&l->end_seg, memory_order_acquire) * dm_seg_pages(l);
 }
+/* Where a page stands in the tables: modulo 2 MiB as its address does. */
+static inline uint64_t dm_page_slot(const struct dm_list *l, uint64_t page) { return l->first_heap_page + page; }
 static inline uint64_t dm_page_seg(const struct dm_list *l, uint64_t page) { return page / dm_seg_pages(l); }
 static inline uint64_t dm_page_vaddr(const struct dm_list *l, uint64_t page)
 {
@@ -159,12 +161,22 @@ bool dm_seg_is_free(const struct dm_control *c, const struct dm_list *l, uint64_
 /* The extent of the longest run of free pages; lock-free, so of no one moment. */
 uint64_t dm_pages_greatest_free(const struct dm_control *c, const struct dm_list *l);
 
+/* Whether an owner has the memory of a list: that of the window everybody has (types.h: external memory). */
+static inline bool dm_list_is_held(const struct dm_control *c, const struct dm_list *l, uint32_t owner_id)
+{
+	uint64_t list_idx = (uint64_t)(l - dm_list_at(c, 0));
+
+	return (l->external & (DM_EXT_EXTERNAL | DM_EXT_SHARED)) != DM_EXT_EXTERNAL ||
+	       (atomic_load_explicit(&dm_external_table(c, 0)->holders[list_idx][owner_id / 64], memory_order_acquire) >>
+			(owner_id % 64) & 1) != 0;
+}
+
 /* Of an allowed page size, and with room for an aligned block: it may lie across memsegs, and growth begins at an aligned
- * slot, as DPDK's does. */
+ * slot, as DPDK's does. External memory has only the places that it has, wherever they are aligned. */
 static inline bool dm_list_may_hold(const struct dm_list *l, uint64_t page_mask, uint64_t align_bytes)
 {
 	return (page_mask == 0 || (page_mask & l->page_bytes) != 0) &&
-	       align_bytes <= l->window_bytes;
+	       (align_bytes <= l->window_bytes || l->external != 0);
 }
 
 /* run.c: blocks of whole pages. */

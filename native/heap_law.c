@@ -101,8 +101,8 @@ static int check_slab(struct tally *t, uint64_t page, uint64_t head)
 
 	if (class_idx >= DM_CLASSES_USED)
 		return broken(t, "a slab has a class", page, class_idx, DM_CLASSES_USED - 1);
-	if (page % DM_SLAB_PAGES != 0)
-		return broken(t, "a slab lies 64 KiB aligned: page", page, page, page - page % DM_SLAB_PAGES);
+	if (dm_page_slot(t->l, page) % DM_SLAB_PAGES != 0)
+		return broken(t, "a slab lies 64 KiB aligned: page", page, page, page - dm_page_slot(t->l, page) % DM_SLAB_PAGES);
 	err = check_covered(t, page, DM_SLAB_PAGES);
 	if (err == 0)
 		err = check_cells(t, page, class_idx, &n_used);
@@ -162,9 +162,11 @@ static int check_absent(struct tally *t, uint64_t seg)
 
 static int check_groups(struct tally *t)
 {
-	for (uint64_t first = 0; first < dm_list_pages(t->l); first += DM_GROUP_PAGES) {
-		uint64_t n = 0;
-		uint64_t is = atomic_load_explicit(dm_group_at(t->c, t->l->first_group + first / DM_GROUP_PAGES),
+	uint64_t into = dm_page_slot(t->l, 0) % DM_GROUP_PAGES; /* external memory begins inside a group, which is all its own */
+
+	for (uint64_t at = 0; at < into + dm_list_pages(t->l); at += DM_GROUP_PAGES) {
+		uint64_t n = 0, first = at > into ? at - into : 0;
+		uint64_t is = atomic_load_explicit(dm_group_at(t->c, t->l->first_group + at / DM_GROUP_PAGES),
 						   memory_order_relaxed);
 
 		if (is == 0 && !dm_seg_is_in_heap(t->c, t->l, dm_page_seg(t->l, first)) &&
@@ -172,7 +174,7 @@ static int check_groups(struct tally *t)
 			continue; /* leave a sparse page of bits untouched */
 		for (uint64_t i = 0; i < DM_GROUP_PAGES / 64; i++)
 			n += (uint64_t)__builtin_popcountll(atomic_load_explicit(
-				dm_free_bits_at(t->c, (t->l->first_heap_page + first) / 64 + i), memory_order_relaxed));
+				dm_free_bits_at(t->c, (dm_page_slot(t->l, 0) - into + at) / 64 + i), memory_order_relaxed));
 		if (is != n)
 			return broken(t, "a group counts its free bits", first, is, n);
 	}

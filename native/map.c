@@ -9,24 +9,37 @@
 #include <string.h>
 #include <time.h>
 
-#include "memory.h"
+#include "heap.h"
 #include "walks.h"
 
 /* A change takes microseconds, but the primary can lose its CPU inside one: after SEQLOCK_SPINS tries readers sleep between
  * them, about a second in all. A primary that died inside one never ends it. */
 enum { SEQLOCK_SPINS = 1000, SEQLOCK_TRIES = SEQLOCK_SPINS + 10000, SEQLOCK_SLEEP_NS = 100000 };
 
+/* The slot was not given to other external memory while it was read. */
+static bool is_settled(const struct dm_list *l, uint64_t generation)
+{
+	atomic_thread_fence(memory_order_acquire);
+	return (generation & 1) == 0 && atomic_load_explicit(&l->generation, memory_order_relaxed) == generation;
+}
+
 int dm_find_list(const struct dm_control *c, uint64_t vaddr)
 {
-	uint64_t offset = vaddr - c->base_vaddr;
+	uint64_t offset = vaddr - c->base_vaddr, generation;
 	struct dm_seg_place place;
+	const struct dm_list *l;
 	uint32_t list_idx;
 
-	if (offset >= c->window_bytes)
-		return dm_page_index_find(c, DM_INDEX_VADDR, vaddr, &place) ? -ENOENT : (int)place.list_idx;
-	list_idx = *dm_window_at(c, offset >> DM_WINDOW_SHIFT) - 1u; /* 0, none, becomes one that is too big */
-	return list_idx < c->n_lists && vaddr - dm_list_at(c, list_idx)->base_vaddr < dm_list_at(c, list_idx)->window_bytes ?
-		       (int)list_idx : -ENOENT;
+	if (offset < c->window_bytes) {
+		list_idx = *dm_window_at(c, offset >> DM_WINDOW_SHIFT) - 1u; /* 0, none, becomes one that is too big */
+		return list_idx < c->n_lists && vaddr - dm_list_at(c, list_idx)->base_vaddr < dm_list_at(c, list_idx)->window_bytes ?
+			       (int)list_idx : -ENOENT;
+	}
+	if (dm_page_index_find(c, DM_INDEX_VADDR, vaddr, &place))
+		return -ENOENT;
+	l = dm_list_at(c, place.list_idx);
+	generation = atomic_load_explicit(&l->generation, memory_order_acquire);
+	return l->state && vaddr - l->base_vaddr < l->window_bytes && is_settled(l, generation) ? (int)place.list_idx : -ENOENT;
 }
 
 int dm_list_count(const struct dm_memory *m)
@@ -38,7 +51,7 @@ int dm_list_get(const struct dm_memory *m, uint32_t list_idx, struct dm_list_inf
 {
 	const struct dm_list *l;
 
-	if (list_idx >= m->ctl->n_lists)
+	if (list_idx >= m->ctl->n_lists || dm_list_at(m->ctl, list_idx)->state != 1)
 		return -ENOENT;
 	l = dm_list_at(m->ctl, list_idx);
 	*out = (struct dm_list_info){
@@ -57,7 +70,8 @@ int dm_list_get(const struct dm_memory *m, uint32_t list_idx, struct dm_list_inf
 		.heap_idx = l->heap_idx,
 		.kernel_page_bytes = l->kernel_page_bytes,
 		.list_idx = list_idx,
-		.is_external = l->supply == DM_SUPPLY_EXTERNAL,
+		.external = l->external,
+		.added_by = l->external != 0 ? l->added_by : 0,
 	};
 	return 0;
 }
@@ -68,7 +82,7 @@ int dm_memseg_get(const struct dm_memory *m, uint32_t list_idx, uint64_t seg_idx
 	struct dm_memseg *s;
 	uint32_t state;
 
-	if (list_idx >= m->ctl->n_lists)
+	if (list_idx >= m->ctl->n_lists || dm_list_at(m->ctl, list_idx)->state != 1)
 		return -ENOENT;
 	l = dm_list_at(m->ctl, list_idx);
 	if (seg_idx >= l->n_segments)
@@ -146,7 +160,13 @@ static void add_to_runs(struct dm_run *runs, uint64_t n_max, uint64_t *n, uint32
 	++*n;
 }
 
-static uint64_t collect_runs(const struct dm_control *c, struct dm_run *runs, uint64_t n_max)
+/* Whether a reader of events hears of this list; owner_id 0 asks for all lists. */
+static bool concerns(const struct dm_control *c, const struct dm_list *l, uint32_t owner_id)
+{
+	return l->state == 1 && (owner_id == 0 || (l->heap_idx != DM_HEAP_NONE && dm_list_is_held(c, l, owner_id)));
+}
+
+static uint64_t collect_runs(const struct dm_control *c, uint32_t owner_id, struct dm_run *runs, uint64_t n_max)
 {
 	uint64_t n = 0;
 
@@ -156,6 +176,8 @@ static uint64_t collect_runs(const struct dm_control *c, struct dm_run *runs, ui
 		uint64_t end_seg = atomic_load_explicit(&l->end_seg, memory_order_relaxed);
 		bool before = false;
 
+		if (!concerns(c, l, owner_id))
+			continue;
 		for (uint64_t seg = 0; left && seg < end_seg; seg++) {
 			struct dm_memseg *s = dm_memseg_at(c, l->first_memseg + seg);
 			bool now = (atomic_load_explicit(&s->state, memory_order_relaxed) & 0xff) == DM_SEG_PRESENT;
@@ -175,22 +197,28 @@ int64_t dm_map_runs_left(const struct dm_memory *m, struct dm_run *runs, uint64_
 {
 	*version = atomic_load_explicit(&m->ctl->map_version, memory_order_relaxed);
 	*event_seq = atomic_load_explicit(&m->ctl->event_seq, memory_order_relaxed);
-	return (int64_t)collect_runs(m->ctl, runs, n_max);
+	return (int64_t)collect_runs(m->ctl, 0, runs, n_max);
 }
 
 int64_t dm_map_runs(const struct dm_memory *m, struct dm_run *runs, uint64_t n_max, uint64_t *version, uint64_t *event_seq)
 {
+	return dm_map_runs_of_owner(m, 0, runs, n_max, version, event_seq);
+}
+
+int64_t dm_map_runs_of_owner(const struct dm_memory *m, uint32_t owner_id, struct dm_run *runs, uint64_t n_max,
+			     uint64_t *version, uint64_t *event_seq)
+{
 	struct dm_control *c = m->ctl;
 
 	for (int i = 0; i < SEQLOCK_TRIES; i++) {
-		uint64_t before = atomic_load_explicit(&c->map_seq, memory_order_acquire); /* pairs with change_end */
+		uint64_t before = atomic_load_explicit(&c->map_seq, memory_order_acquire); /* pairs with dm_map_change_end */
 		uint64_t n;
 
 		if (i >= SEQLOCK_SPINS)
 			nanosleep(&(struct timespec){.tv_nsec = SEQLOCK_SLEEP_NS}, NULL);
 		if (before & 1)
 			continue;
-		n = collect_runs(c, runs, n_max);
+		n = collect_runs(c, owner_id, runs, n_max);
 		*version = atomic_load_explicit(&c->map_version, memory_order_relaxed);
 		*event_seq = atomic_load_explicit(&c->event_seq, memory_order_relaxed);
 		atomic_thread_fence(memory_order_acquire);
@@ -200,7 +228,7 @@ int64_t dm_map_runs(const struct dm_memory *m, struct dm_run *runs, uint64_t n_m
 	return -EAGAIN;
 }
 
-static void change_begin(struct dm_control *c)
+void dm_map_change_begin(struct dm_control *c)
 {
 	uint64_t seq = atomic_load_explicit(&c->map_seq, memory_order_relaxed);
 
@@ -208,7 +236,7 @@ static void change_begin(struct dm_control *c)
 	atomic_thread_fence(memory_order_release);
 }
 
-static void change_end(struct dm_control *c)
+void dm_map_change_end(struct dm_control *c)
 {
 	atomic_fetch_add_explicit(&c->map_seq, 1, memory_order_release);
 }
@@ -223,6 +251,7 @@ static uint64_t append_event(struct dm_control *c, uint32_t list_idx, uint64_t f
 		.list_idx = list_idx,
 		.first_seg = first,
 		.n_segs = n,
+		.owner_id = l->event_owner,
 	};
 
 	return dm_event_append(c, &event);
@@ -271,14 +300,14 @@ uint64_t dm_map_change(struct dm_control *c, uint32_t list_idx, uint64_t first, 
 	struct dm_list *l = dm_list_at(c, list_idx);
 	uint64_t seq = atomic_load_explicit(&c->event_seq, memory_order_relaxed);
 
-	change_begin(c);
+	dm_map_change_begin(c);
 	apply(c, l, &(struct dm_run){.first_seg = first, .n_segs = n}, state);
 	if (event_type >= 0) {
 		atomic_fetch_add_explicit(&l->version, 1, memory_order_relaxed);
 		atomic_fetch_add_explicit(&c->map_version, 1, memory_order_relaxed);
 		seq = append_event(c, list_idx, first, n, event_type);
 	}
-	change_end(c);
+	dm_map_change_end(c);
 	if ((state & 0xff) == DM_SEG_ABSENT)
 		dm_page_index_remove(c, list_idx, first, n);
 	return seq;
@@ -291,12 +320,12 @@ int dm_map_try_leave(struct dm_control *c, const struct dm_run *run, uint32_t fl
 	struct dm_list *l = dm_list_at(c, run->list_idx);
 	int err;
 
-	change_begin(c);
+	dm_map_change_begin(c);
 	apply(c, l, run, DM_SEG_LEAVING | (flags & ~(uint32_t)DM_SEG_WARM));
 	atomic_thread_fence(memory_order_seq_cst); /* pairs with those in dm_pin and dm_mcfg_mem_read_lock */
 	err = judge(c, l, run, text);
 	if (err)
 		apply(c, l, run, DM_SEG_PRESENT | flags);
-	change_end(c);
+	dm_map_change_end(c);
 	return err;
 }

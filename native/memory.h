@@ -41,7 +41,8 @@ struct dm_memory {
 	pthread_key_t thread_key;   /* struct dm_thread; dm_threads_open() */
 	_Atomic uint32_t n_lanes;   /* lanes that threads of this process hold now */
 	dm_grow_fn grow;
-	void *ctx;                  /* of grow */
+	dm_external_fn external;    /* asks the primary to change external memory; NULL where nobody can */
+	void *ctx;                  /* of grow and external */
 	_Atomic int state;          /* 0, or why it ended: -EPIPE, -ESTALE, -ECHILD, -ESHUTDOWN */
 	struct dm_follower *follower; /* NULL in the primary */
 	struct dm_readers *readers; /* event.c */
@@ -142,6 +143,12 @@ uint32_t dm_growth_state(const struct dm_control *c, uint32_t was, uint32_t stat
 
 /* iova.c: no DMA mask forbids it. After the IOVA was stored, before the memory is anybody's. */
 bool dm_iova_is_allowed(const struct dm_control *c, uint64_t iova, uint64_t bytes);
+/* Primary: around any other change that readers of the map must see as one step. */
+void dm_map_change_begin(struct dm_control *c);
+void dm_map_change_end(struct dm_control *c);
+/* dm_map_runs() of what events tell an owner: not of registered memory, nor of external memory that it does not have. */
+int64_t dm_map_runs_of_owner(const struct dm_memory *m, uint32_t owner_id, struct dm_run *runs, uint64_t n_max,
+			     uint64_t *version, uint64_t *event_seq);
 
 /* window.c: the reservation, and what is mapped in it. error gets words with the mapping in the way. */
 int dm_window_reserve(uint64_t base, uint64_t bytes, char *error, size_t error_bytes);
@@ -152,6 +159,21 @@ int dm_window_map_run(uint64_t vaddr, uint64_t bytes, int fd, uint64_t offset);
 /* n files of a page each, one after the other; on failure nothing stays mapped. */
 int dm_window_map_files(uint64_t vaddr, uint64_t page_bytes, const int *fds, uint64_t n);
 int dm_window_unmap_run(uint64_t vaddr, uint64_t bytes);
+
+/* external.c: primary_api.h has the rest. The reaper: owner_id has no external memory any more. */
+void dm_external_forget(struct dm_memory *m, uint32_t owner_id);
+
+/* external_map.c: shared external memory in this process. error (may be NULL) names what lies in the way. */
+struct dm_external_place {
+	uint64_t vaddr, bytes, offset;
+	int fd;
+	bool read_only;
+};
+int dm_external_place_map(const struct dm_external_place *p, char *error, size_t error_bytes);
+int dm_external_place_unmap(uint64_t vaddr, uint64_t bytes);
+
+/* window.c: the first line of /proc/self/maps that overlaps [base, base + bytes); false: none. */
+bool dm_mapping_in_the_way(uint64_t base, uint64_t bytes, char *line, int line_bytes);
 
 /* pin.c */
 /* The pin that overlaps, or -ENOENT. */

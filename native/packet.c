@@ -23,6 +23,32 @@ int dm_packet_send(int sock, const void *message, size_t bytes)
 	return n < 0 ? -errno : 0;
 }
 
+int dm_packet_send_fds(int sock, const struct dm_wire_header *message, const int *fds)
+{
+	union {
+		char bytes[CMSG_SPACE(DM_WIRE_MAX_SENT_FDS * sizeof(int))];
+		struct cmsghdr align;
+	} control = { { 0 } };
+	struct iovec iov = { .iov_base = (void *)(uintptr_t)message, .iov_len = message->bytes };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t n;
+
+	if (message->n_fds > 0) {
+		struct cmsghdr *c = &control.align;
+
+		msg.msg_control = control.bytes;
+		msg.msg_controllen = CMSG_SPACE(message->n_fds * sizeof(int));
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(message->n_fds * sizeof(int));
+		memcpy(CMSG_DATA(c), fds, message->n_fds * sizeof(int));
+	}
+	do {
+		n = sendmsg(sock, &msg, MSG_NOSIGNAL);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
+}
+
 /* How many descriptors from the i-th on have numbers in a row. */
 static unsigned int in_a_row(const struct dm_packet *p, unsigned int i)
 {
@@ -73,6 +99,8 @@ static size_t least_bytes(uint16_t type)
 	case DM_WIRE_ATTACHED: return sizeof(struct dm_wire_version);
 	case DM_WIRE_ROUND: return sizeof(struct dm_wire_round);
 	case DM_WIRE_FDS: return sizeof(struct dm_wire_fds);
+	case DM_WIRE_EXTERNAL_DONE: return sizeof(struct dm_wire_external_done);
+	case DM_WIRE_EXTERNAL_FILE: return sizeof(struct dm_wire_external_file);
 	case DM_WIRE_DONE:
 	case DM_WIRE_END: return sizeof(struct dm_wire_text);
 	default: return 0;
@@ -109,6 +137,8 @@ static int check(struct dm_packet *p, char *error, size_t error_bytes)
 	if (!fault) {
 		if (p->header.type == DM_WIRE_DONE || p->header.type == DM_WIRE_END)
 			p->text.text[DM_WIRE_TEXT_BYTES - 1] = 0;
+		if (p->header.type == DM_WIRE_EXTERNAL_DONE)
+			p->external_done.text[DM_WIRE_TEXT_BYTES - 1] = 0;
 		return 1;
 	}
 	snprintf(error, error_bytes, "the primary sent %zu bytes (type %u): %s", p->n_bytes,

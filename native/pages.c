@@ -5,6 +5,7 @@
  * Law: bit set <=> the page is under a PRESENT memseg and no head covers it. group == number of its bits set.
  * Law at every instant, for the sake of a rebuild that reads as little of a sparse table as it can: a group counter of 0
  * means that all its bits are 0. So bits go before the counter falls, and the counter rises before bits come.
+ * Inside, a page is counted from the start of the tables (`at`): windows begin at a group there, external memory inside one.
  * A search looks at the pages in [low_free, end_free) only and skips empty groups by their counters: a full heap costs
  * one comparison per 2 MiB of it at worst, not a walk over its blocks. */
 #include "heap.h"
@@ -16,97 +17,98 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-static _Atomic uint64_t *bits_word(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+static _Atomic uint64_t *bits_word(const struct dm_control *c, uint64_t at)
 {
-	return dm_free_bits_at(c, (l->first_heap_page + page) / WORD_BITS); /* windows are 1 GiB aligned: page 0 starts a word */
+	return dm_free_bits_at(c, at / WORD_BITS);
 }
 
-static uint64_t bits_load(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+static uint64_t bits_load(const struct dm_control *c, uint64_t at)
 {
-	return atomic_load_explicit(bits_word(c, l, page), memory_order_relaxed);
+	return atomic_load_explicit(bits_word(c, at), memory_order_relaxed);
 }
 
-static _Atomic uint16_t *group_of(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+static uint32_t group_load(const struct dm_control *c, uint64_t at)
 {
-	return dm_group_at(c, l->first_group + page / DM_GROUP_PAGES);
+	return atomic_load_explicit(dm_group_at(c, at / DM_GROUP_PAGES), memory_order_relaxed);
 }
 
-static uint32_t group_load(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+static void group_store(struct dm_control *c, uint64_t at, uint64_t n_free)
 {
-	return atomic_load_explicit(group_of(c, l, page), memory_order_relaxed);
-}
-
-static void group_store(struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t n_free)
-{
-	atomic_store_explicit(group_of(c, l, page), (uint16_t)n_free, memory_order_relaxed);
+	atomic_store_explicit(dm_group_at(c, at / DM_GROUP_PAGES), (uint16_t)n_free, memory_order_relaxed);
 }
 
 bool dm_page_is_free(const struct dm_control *c, const struct dm_list *l, uint64_t page)
 {
-	return (bits_load(c, l, page) >> (page % WORD_BITS) & 1) != 0;
+	uint64_t at = dm_page_slot(l, page);
+
+	return (bits_load(c, at) >> (at % WORD_BITS) & 1) != 0;
 }
 
 uint64_t dm_pages_next_free(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t end)
 {
-	while (page < end) {
+	uint64_t at = dm_page_slot(l, page), stop = dm_page_slot(l, end);
+
+	while (at < stop) {
 		uint64_t word;
 
-		if (group_load(c, l, page) == 0) {
-			page = (page / DM_GROUP_PAGES + 1) * DM_GROUP_PAGES;
+		if (group_load(c, at) == 0) {
+			at = (at / DM_GROUP_PAGES + 1) * DM_GROUP_PAGES;
 			continue;
 		}
-		word = bits_load(c, l, page) >> (page % WORD_BITS);
+		word = bits_load(c, at) >> (at % WORD_BITS);
 		if (word != 0)
-			return min_u64(page + (uint64_t)__builtin_ctzll(word), end);
-		page = (page / WORD_BITS + 1) * WORD_BITS;
+			return min_u64(at + (uint64_t)__builtin_ctzll(word), stop) - l->first_heap_page;
+		at = (at / WORD_BITS + 1) * WORD_BITS;
 	}
 	return end;
 }
 
 uint64_t dm_pages_next_used(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t end)
 {
-	while (page < end) {
+	uint64_t at = dm_page_slot(l, page), stop = dm_page_slot(l, end);
+
+	while (at < stop) {
 		uint64_t word;
 
-		if (page % DM_GROUP_PAGES == 0 && group_load(c, l, page) == DM_GROUP_PAGES) {
-			page += DM_GROUP_PAGES;
+		if (at % DM_GROUP_PAGES == 0 && group_load(c, at) == DM_GROUP_PAGES) {
+			at += DM_GROUP_PAGES;
 			continue;
 		}
-		word = ~bits_load(c, l, page) >> (page % WORD_BITS);
+		word = ~bits_load(c, at) >> (at % WORD_BITS);
 		if (word != 0)
-			return min_u64(page + (uint64_t)__builtin_ctzll(word), end);
-		page = (page / WORD_BITS + 1) * WORD_BITS;
+			return min_u64(at + (uint64_t)__builtin_ctzll(word), stop) - l->first_heap_page;
+		at = (at / WORD_BITS + 1) * WORD_BITS;
 	}
 	return end;
 }
 
-static void bits_write(struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t end, bool free)
+static void bits_write(struct dm_control *c, uint64_t first, uint64_t end, bool free)
 {
 	while (first < end) {
 		uint64_t stop = min_u64((first / WORD_BITS + 1) * WORD_BITS, end);
 		uint64_t mask = (UINT64_MAX >> (WORD_BITS - (stop - first))) << (first % WORD_BITS);
-		uint64_t old = bits_load(c, l, first);
+		uint64_t old = bits_load(c, first);
 
-		atomic_store_explicit(bits_word(c, l, first), free ? old | mask : old & ~mask, memory_order_relaxed);
+		atomic_store_explicit(bits_word(c, first), free ? old | mask : old & ~mask, memory_order_relaxed);
 		DM_CRASH_POINT("pages: a word of free bits");
 		first = stop;
 	}
 }
 
 /* One group at a time, in the order of the law above. */
-static void groups_write(struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t end, bool free)
+static void groups_write(struct dm_control *c, uint64_t first, uint64_t end, bool free)
 {
 	while (first < end) {
 		uint64_t stop = min_u64((first / DM_GROUP_PAGES + 1) * DM_GROUP_PAGES, end);
-		uint64_t count = group_load(c, l, first);
+		uint64_t count = group_load(c, first);
 
 		if (free)
-			group_store(c, l, first, count + (stop - first));
+			group_store(c, first, count + (stop - first));
 		dm_order();
-		bits_write(c, l, first, stop, free);
+		bits_write(c, first, stop, free);
 		dm_order();
 		if (!free)
-			group_store(c, l, first, count - (stop - first));
+			group_store(c, first, count - (stop - first));
 		first = stop;
 	}
 }
@@ -131,7 +133,7 @@ static uint64_t count_spare(const struct dm_control *c, const struct dm_list *l,
 void dm_pages_mark_used(struct dm_control *c, struct dm_list *l, uint64_t first, uint64_t n)
 {
 	dm_count(&l->n_spare, 0 - count_spare(c, l, first, first + n));
-	groups_write(c, l, first, first + n, false);
+	groups_write(c, dm_page_slot(l, first), dm_page_slot(l, first + n), false);
 	dm_count(&l->n_free_pages, 0 - n);
 	if (first <= dm_counted(&l->low_free) && dm_counted(&l->low_free) < first + n)
 		atomic_store_explicit(&l->low_free, first + n, memory_order_relaxed);
@@ -141,7 +143,7 @@ void dm_pages_mark_used(struct dm_control *c, struct dm_list *l, uint64_t first,
 
 void dm_pages_mark_free(struct dm_control *c, struct dm_list *l, uint64_t first, uint64_t n)
 {
-	groups_write(c, l, first, first + n, true);
+	groups_write(c, dm_page_slot(l, first), dm_page_slot(l, first + n), true);
 	dm_count(&l->n_free_pages, n);
 	if (first < dm_counted(&l->low_free))
 		atomic_store_explicit(&l->low_free, first, memory_order_relaxed);
@@ -152,14 +154,14 @@ void dm_pages_mark_free(struct dm_control *c, struct dm_list *l, uint64_t first,
 
 void dm_pages_reset(struct dm_control *c, struct dm_list *l)
 {
-	uint64_t end = dm_list_pages(l);
+	uint64_t end = dm_list_pages(l), stop = dm_page_slot(l, end);
 
-	for (uint64_t page = 0; page < end; page += DM_GROUP_PAGES) {
-		if (group_load(c, l, page) == 0)
+	for (uint64_t at = dm_page_slot(l, 0); at < stop; at = (at / DM_GROUP_PAGES + 1) * DM_GROUP_PAGES) {
+		if (group_load(c, at) == 0)
 			continue;
-		bits_write(c, l, page, page + DM_GROUP_PAGES, false);
+		bits_write(c, at, min_u64((at / DM_GROUP_PAGES + 1) * DM_GROUP_PAGES, stop), false);
 		dm_order();
-		group_store(c, l, page, 0);
+		group_store(c, at, 0); /* a group is one list's alone */
 	}
 	atomic_store_explicit(&l->n_free_pages, 0, memory_order_relaxed);
 	atomic_store_explicit(&l->n_spare, 0, memory_order_relaxed);

@@ -92,6 +92,8 @@ static int judge_pin(struct dm_memory *m, uint64_t vaddr, uint64_t bytes, uint32
 	if (list_idx < 0)
 		return dm_fail(m, -ENOENT, "pin at 0x%llx: it lies in no memseg list", (ull)vaddr);
 	l = dm_list_at(m->ctl, (uint32_t)list_idx);
+	if (!dm_list_is_held(m->ctl, l, m->owner_id))
+		return dm_fail(m, -ENOENT, "pin at 0x%llx: this process has not attached that external memory", (ull)vaddr);
 	if (bytes == 0 || bytes > l->base_vaddr + l->window_bytes - vaddr)
 		return dm_fail(m, -EINVAL, "pin [0x%llx, + %llu): empty, or past the end of its list", (ull)vaddr, (ull)bytes);
 	return 0;

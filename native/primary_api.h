@@ -15,6 +15,27 @@ struct dm_grow_request {
 /* Blocks until the primary has answered. 0: grown, look again. text (512 bytes) gets the reason of a failure. */
 typedef int (*dm_grow_fn)(void *ctx, const struct dm_grow_request *request, char *text);
 
+/* What a process asks of the primary about external memory (external_call.c); descriptors stay the asker's. */
+enum {
+	DM_EXTOP_HEAP_CREATE = 1, DM_EXTOP_HEAP_DESTROY = 2, DM_EXTOP_ADD = 3, DM_EXTOP_COMMIT = 4, DM_EXTOP_ABORT = 5,
+	DM_EXTOP_REMOVE = 6, DM_EXTOP_ATTACH = 7, DM_EXTOP_DETACH = 8
+};
+enum { DM_EXTOP_REGISTERED = 1, DM_EXTOP_HAS_FD = 2, DM_EXTOP_HAS_IOVAS = 4 };
+struct dm_external_request {
+	uint32_t op, flags;         /* DM_EXTOP_; REGISTERED: memory of no heap */
+	uint32_t list_idx;          /* COMMIT, ABORT: the value that ADD answered */
+	uint32_t reserved;
+	uint64_t vaddr, bytes, page_bytes, fd_offset;
+	char name[32];              /* of the heap */
+	int32_t fd, iova_fd;        /* -1 none; iova_fd: a memfd with 8 bytes for each page */
+};
+struct dm_external_answer {
+	int64_t value;              /* HEAP_CREATE: socket id; ADD: list_idx */
+	char text[512];             /* of a failure */
+};
+/* Blocks until the primary has answered. 0 or -errno. */
+typedef int (*dm_external_fn)(void *ctx, const struct dm_external_request *request, struct dm_external_answer *answer);
+
 struct dm_list_spec {
 	uint64_t window_bytes;      /* multiple of page_bytes and of 1 GiB */
 	uint64_t page_bytes;        /* of a memseg */
@@ -174,3 +195,34 @@ int dm_pagemap_read(int pagemap_fd, uint64_t vaddr, uint64_t n, uint64_t step_by
 int dm_pagemap_read_file(int pagemap_fd, int fd, uint64_t offset, uint64_t page_bytes, uint64_t n, uint64_t *physical);
 /* 1: *seg of memsegs [first, first + n), whose IOVAs are set, lies beyond the DMA mask. 0: none does. */
 int dm_primary_find_beyond_mask(const struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, uint64_t *seg);
+/* ---- external memory (external.c): the tables. Loop thread only. text has 512 bytes and says why not. ---- */
+
+struct dm_external_spec {
+	uint64_t vaddr, bytes, page_bytes;
+	uint32_t heap_idx;          /* UINT32_MAX: registered memory */
+	uint32_t external;          /* DM_EXT_ flags */
+	uint32_t added_by;
+	int32_t iova_fd;            /* -1: unknown */
+};
+/* Takes the callback of this process's own threads. */
+void dm_primary_set_external(struct dm_memory *m, dm_external_fn external);
+int dm_heap_by_name(const struct dm_memory *m, const char *name); /* heap index or -ENOENT */
+int dm_external_heap_create(struct dm_memory *m, const char *name, int64_t *socket_id, char *text);
+int dm_external_heap_destroy(struct dm_memory *m, const char *name, char *text);
+/* A list for the memory, its memsegs GROWING: nobody's yet. */
+int dm_external_begin(struct dm_memory *m, const struct dm_external_spec *spec, uint32_t *list_idx, char *text);
+void dm_external_commit(struct dm_memory *m, uint32_t list_idx); /* PRESENT, the heap's, and told */
+/* Of no heap any more: LEAVING. *event_seq: of the FREE, 0 if nobody is told. -EBUSY and who is in the way. */
+int dm_external_take(struct dm_memory *m, uint32_t list_idx, uint32_t owner_id, uint64_t *event_seq, char *text);
+void dm_external_release(struct dm_memory *m, uint32_t list_idx); /* from GROWING or LEAVING: the slot is free */
+int dm_external_find(const struct dm_memory *m, uint32_t heap_idx, uint64_t vaddr, uint64_t bytes); /* list index or -ENOENT */
+int dm_external_attach(struct dm_memory *m, uint32_t list_idx, uint32_t owner_id, char *text);
+int dm_external_detach(struct dm_memory *m, uint32_t list_idx, uint32_t owner_id, uint64_t *event_seq, char *text);
+/* Owners that have it without DM_EXT_SHARED; fills at most n_max, returns how many there are. */
+int dm_external_holders(const struct dm_memory *m, uint32_t list_idx, uint32_t *owner_ids, uint32_t n_max);
+uint64_t dm_external_generation(const struct dm_memory *m, uint32_t list_idx);
+/* What a session wrote about why it cannot map a shared chunk; "" if nothing. */
+void dm_external_text(const struct dm_memory *m, uint32_t owner_id, char *text);
+/* This process's own mapping of a shared chunk; -EADDRNOTAVAIL: text names what lies there. */
+int dm_external_map(const struct dm_memory *m, uint32_t list_idx, int fd, uint64_t offset, char *text);
+int dm_external_unmap(const struct dm_memory *m, uint32_t list_idx);

@@ -66,9 +66,11 @@ static int resize_block(struct dm_memory *m, const struct resize *to, void **blo
 	struct dm_block_place b;
 	struct dm_list *l;
 
-	if (list_idx < 0)
+	if (list_idx < 0 || dm_list_at(m->ctl, (uint32_t)list_idx)->heap_idx == DM_HEAP_NONE)
 		return dm_block_refuse(m, vaddr, "realloc");
 	l = dm_list_at(m->ctl, (uint32_t)list_idx);
+	if (!dm_list_is_held(m->ctl, l, m->owner_id))
+		return dm_fail(m, -ENOENT, "realloc 0x%llx: this process has not attached that external memory", (unsigned long long)vaddr);
 	if (may_stay(l, vaddr, to))
 		err = resize_in_place(m, l, vaddr, to->bytes, &b);
 	else

@@ -173,6 +173,7 @@ int dm_reap_owner(struct dm_memory *m, uint32_t owner_id, struct dm_reap_report 
 	if (err != 0)
 		return err;
 	out->n_zones_orphaned = count_zones_of(m, owner_id);
+	dm_external_forget(m, owner_id);
 	dm_lanes_free(m->ctl, owner_id);
 	return 0;
 }

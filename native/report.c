@@ -55,7 +55,7 @@ int dm_seg_runs(const struct dm_memory *m, uint32_t list_idx, uint64_t *from_seg
 	uint64_t n_present, found, absent = 0;
 	uint32_t n = 0;
 
-	if (list_idx >= m->ctl->n_lists)
+	if (list_idx >= m->ctl->n_lists || dm_list_at(m->ctl, list_idx)->state != 1)
 		return -ENOENT;
 	l = dm_list_at(m->ctl, list_idx);
 	if (*from_seg > l->n_segments)
@@ -90,14 +90,22 @@ static uint64_t present_end(const struct dm_memory *m, const struct dm_list *l)
 	return seg * dm_seg_pages(l);
 }
 
+/* Pages of the list before its first whole group; not 0 for external memory alone. */
+static uint64_t into_group(const struct dm_list *l)
+{
+	return dm_page_slot(l, 0) % DM_GROUP_PAGES;
+}
+
 static uint64_t present_pages(const struct dm_memory *m, const struct dm_list *l, uint64_t group)
 {
-	uint64_t first = group * DM_GROUP_PAGES, per_seg = dm_seg_pages(l), n = 0;
+	uint64_t into = into_group(l), per_seg = dm_seg_pages(l), n = 0;
+	uint64_t first = group == 0 ? 0 : group * DM_GROUP_PAGES - into, end = (group + 1) * DM_GROUP_PAGES - into;
 
 	if (per_seg >= DM_GROUP_PAGES)
 		return dm_seg_is_present(m->ctl, l, first / per_seg) ? DM_GROUP_PAGES : 0;
-	for (uint64_t page = first; page < first + DM_GROUP_PAGES; page += per_seg)
-		n += dm_seg_is_present(m->ctl, l, page / per_seg) ? per_seg : 0;
+	for (uint64_t page = first; page < end && page < dm_list_pages(l); page += per_seg - page % per_seg)
+		if (dm_seg_is_present(m->ctl, l, page / per_seg))
+			n += (page / per_seg + 1) * per_seg < end ? per_seg - page % per_seg : end - page;
 	return n;
 }
 
@@ -106,12 +114,13 @@ int dm_list_occupancy(const struct dm_memory *m, uint32_t list_idx, struct dm_oc
 	const struct dm_list *l;
 	uint64_t n_groups, per_cell;
 
-	if (list_idx >= m->ctl->n_lists)
+	if (list_idx >= m->ctl->n_lists || dm_list_at(m->ctl, list_idx)->state != 1)
 		return -ENOENT;
 	l = dm_list_at(m->ctl, list_idx);
-	n_groups = (present_end(m, l) + DM_GROUP_PAGES - 1) / DM_GROUP_PAGES;
+	n_groups = present_end(m, l);
 	if (n_groups == 0 || n_cells == 0)
 		return 0;
+	n_groups = (into_group(l) + n_groups + DM_GROUP_PAGES - 1) / DM_GROUP_PAGES;
 	per_cell = (n_groups + n_cells - 1) / n_cells;
 	*cell_bytes = per_cell * DM_GROUP_PAGES * DM_HEAP_PAGE_BYTES;
 	memset(cells, 0, n_cells * sizeof(*cells));
@@ -121,6 +130,11 @@ int dm_list_occupancy(const struct dm_memory *m, uint32_t list_idx, struct dm_oc
 
 		if (present == 0)
 			continue;
+		if (l->heap_idx == DM_HEAP_NONE) { /* registered memory is its owner's, all of it */
+			cell->present_bytes += present << DM_HEAP_PAGE_SHIFT;
+			cell->used_bytes += present << DM_HEAP_PAGE_SHIFT;
+			continue;
+		}
 		free_pages = atomic_load_explicit(dm_group_at(m->ctl, l->first_group + group), memory_order_relaxed);
 		cell->present_bytes += present << DM_HEAP_PAGE_SHIFT;
 		cell->used_bytes += (present > free_pages ? present - free_pages : 0) << DM_HEAP_PAGE_SHIFT;

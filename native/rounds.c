@@ -87,6 +87,10 @@ int dm_map_runs_of(struct dm_follower *f, const struct dm_wire_run *runs, uint32
 
 		if (!l)
 			return -EPROTO;
+		if (l->external != 0) {
+			err = err ? err : dm_external_map_run(f, &runs[i]);
+			continue;
+		}
 		if (is_guarded(f, l))
 			continue;
 		count_mapped(f, &runs[i]);
@@ -123,7 +127,9 @@ static int unmap_runs(struct dm_follower *f, const struct dm_wire_run *runs, uin
 		const struct dm_list *l = checked_list(f, &runs[i]);
 		int rc = l ? 0 : -EPROTO;
 
-		if (l && !is_guarded(f, l)) {
+		if (l && l->external != 0)
+			rc = dm_external_unmap_run(f, &runs[i]);
+		else if (l && !is_guarded(f, l)) {
 			rc = unmap_run(l, &runs[i]);
 			atomic_fetch_sub_explicit(&dm_owner_at(f->m->ctl, f->m->owner_id)->n_mapped, runs[i].n_segs,
 						  memory_order_relaxed);

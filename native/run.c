@@ -12,11 +12,14 @@ static uint64_t align_up(uint64_t value, uint64_t align)
 	return (value + align - 1) & ~(align - 1);
 }
 
-/* The first page at or after `page` at which the memory behind it is not IOVA-contiguous; `end` if there is none. */
+/* The first page at or after `page` at which the memory behind it is not IOVA-contiguous; `end` if there is none. External
+ * memory without an IOVA is never contiguous, not even inside a page of its own: then the answer is `page` itself. */
 static uint64_t iova_break(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t end)
 {
 	uint64_t per_seg = dm_seg_pages(l);
 
+	if (l->external != 0 && dm_list_memseg(c, l, page / per_seg)->iova == DM_IOVA_BAD)
+		return page;
 	for (uint64_t at = (page / per_seg + 1) * per_seg; at < end; at += per_seg) {
 		uint64_t before = dm_list_memseg(c, l, at / per_seg - 1)->iova;
 		uint64_t after = dm_list_memseg(c, l, at / per_seg)->iova;
@@ -85,7 +88,7 @@ static void greatest_within(const struct dm_control *c, const struct dm_list *l,
 			best->page = start;
 			best->n_pages = end - start;
 		}
-		page = end;
+		page = end > page ? end : (page / dm_seg_pages(l) + 1) * dm_seg_pages(l);
 	}
 }
 
@@ -123,9 +126,9 @@ static void cover_pages(struct dm_control *c, const struct dm_place *p, uint64_t
 	DM_CRASH_POINT("run: committed");
 }
 
-static bool list_suits(const struct dm_list *l, const struct dm_run_want *want)
+static bool list_suits(const struct dm_control *c, const struct dm_list *l, const struct dm_run_want *want)
 {
-	return l->state == 1 && dm_list_may_hold(l, want->page_mask, want->align_bytes) &&
+	return l->state == 1 && dm_list_is_held(c, l, dm_mark_owner(want->mark)) && dm_list_may_hold(l, want->page_mask, want->align_bytes) &&
 	       want->n_pages <= dm_counted(&l->n_free_pages);
 }
 
@@ -138,7 +141,7 @@ static int find_place(struct dm_control *c, struct dm_heap *h, const struct dm_r
 		struct dm_list *l = dm_list_at(c, h->lists[i]);
 		bool here;
 
-		if (!list_suits(l, want))
+		if (!list_suits(c, l, want))
 			continue;
 		if (want->n_pages != 0) {
 			best->page = find_run(c, l, want);
@@ -166,7 +169,7 @@ int dm_run_take(struct dm_control *c, struct dm_heap *h, const struct dm_run_wan
 int dm_run_take_slab(struct dm_control *c, struct dm_heap *h, const struct dm_small_want *want, struct dm_place *out)
 {
 	struct dm_run_want run = {
-		.n_pages = DM_SLAB_PAGES, .align_bytes = DM_SLAB_BYTES, .page_mask = want->page_mask,
+		.n_pages = DM_SLAB_PAGES, .align_bytes = DM_SLAB_BYTES, .page_mask = want->page_mask, .mark = want->mark,
 	};
 
 	if (find_place(c, h, &run, out) != 0)

@@ -272,7 +272,8 @@ static int fetch(struct dm_memory *m, const struct dm_run *run)
 			.n_segs = run->n_segs < DM_WIRE_MAX_FDS ? run->n_segs : DM_WIRE_MAX_FDS},
 	};
 	char text[DM_ERROR_BYTES];
-	int err = dm_follower_ask(m->follower, &request.h, text), late;
+	int64_t none;
+	int err = dm_follower_ask(m->follower, &request.h, NULL, &none, text), late;
 
 	late = drain(m, err ? 0 : request.h.request_id);
 	if (!err)

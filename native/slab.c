@@ -54,14 +54,21 @@ static void unlink_slab(struct dm_control *c, struct dm_heap *h, uint32_t class_
 	s->next = s->prev = 0;
 }
 
-/* A slab of the class that has room, in a list of an allowed page size; 0 if there is none, else index + 1. */
+static bool slab_suits(const struct dm_control *c, const struct dm_heap *h, const struct dm_small_want *want, uint32_t slab_idx)
+{
+	uint64_t page;
+	const struct dm_list *l = dm_slab_list(c, h, slab_idx, &page);
+
+	return (want->page_mask == 0 || (l->page_bytes & want->page_mask) != 0) &&
+	       dm_list_is_held(c, l, dm_mark_owner(want->mark));
+}
+
+/* A slab of the class that has room, in a list that may serve; 0 if there is none, else index + 1. */
 static uint32_t find_partial(const struct dm_control *c, const struct dm_heap *h, const struct dm_small_want *want)
 {
 	uint32_t link = h->partial[want->class_idx];
-	uint64_t page;
 
-	while (link != 0 && want->page_mask != 0 &&
-	       (dm_slab_list(c, h, link - 1, &page)->page_bytes & want->page_mask) == 0)
+	while (link != 0 && (want->page_mask != 0 || h->is_external) && !slab_suits(c, h, want, link - 1))
 		link = dm_slab_at(c, link - 1)->next;
 	return link;
 }

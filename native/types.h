@@ -26,6 +26,9 @@
  *  | claiming warm memsegs            | some are the heap's, some WARM | next locker: rebuilds; both are lawful          |
  *  | primary: growing                 | memseg GROWING                 | adopting primary: ABSENT again, file is punched |
  *  | primary: shrinking               | memseg LEAVING                 | adopting primary: finishes the shrink           |
+ *  | adding external memory           | memsegs GROWING, nobody's      | primary: the session's end takes the list back  |
+ *  | removing, attaching, detaching   | all or nothing                 | primary: it does them, and goes on to the end   |
+ *  | having external memory attached  | its bit in holders             | reaper: clears it; see external memory below    |
  *  | holding the map's read lock      | owner.n_map_readers            | counts no more: the owner is DEAD, its slot is  |
  *  |                                  |                                | cleared when it is taken again                  |
  *  | primary: changing the page index | stale, or half rebuilt         | readers fall back; adopting primary: rebuilds   |
@@ -48,8 +51,8 @@ enum {
 	DM_CACHE_LINE = 64,         /* bytes */
 	DM_NAME_BYTES = 32,         /* names with NUL: zones, tags, owners, heaps (DPDK: RTE_MEMZONE_NAMESIZE) */
 	DM_SESSION_ID_BYTES = 16,   /* random, from getrandom(2) */
-	DM_MAX_LISTS = 64,          /* memseg lists; page sizes x NUMA nodes + external */
-	DM_MAX_HEAPS = 64,          /* one per NUMA node, then external */
+	DM_MAX_LISTS = 256,         /* memseg lists; page sizes x NUMA nodes, then external (DPDK: 128 in all) */
+	DM_MAX_HEAPS = 128,         /* one per NUMA node, then external (DPDK: 32 in all) */
 	DM_MAX_LANES = 4096,        /* attached threads that have taken a lock */
 	DM_MAX_OWNERS = 32768,      /* sessions, living and orphaned; fits the 16 bits in a cell word */
 	DM_MAX_TAGS = 4096,
@@ -169,8 +172,8 @@ struct dm_list {
 	int32_t numa_node;
 	uint32_t supply;            /* enum dm_supply_kind */
 	uint32_t form;              /* enum dm_form */
-	uint32_t heap_idx;
-	uint32_t state;             /* 0 unused slot, 1 in use */
+	uint32_t heap_idx;          /* DM_HEAP_NONE: registered memory */
+	_Atomic uint32_t state;     /* primary: 0 unused slot, 1 in use */
 	_Atomic uint64_t n_present; /* primary */
 	_Atomic uint64_t version;   /* primary: one more at each commit that touched this list */
 	_Atomic uint64_t n_free_pages; /* DERIVED, heap lock: free heap pages */
@@ -180,7 +183,11 @@ struct dm_list {
 	_Atomic uint64_t end_seg;   /* primary: all memsegs at or above this index are ABSENT; reading them would allocate pages */
 	_Atomic uint64_t n_warm;    /* DERIVED, heap lock: WARM memsegs */
 	_Atomic uint64_t low_warm;  /* DERIVED, heap lock: no WARM memseg lies below this index */
-	uint8_t reserved0[32];
+	_Atomic uint64_t generation; /* primary: odd while a slot of external memory is filled or emptied */
+	uint32_t external;          /* primary: DM_EXT_ flags; 0 in lists of the window */
+	uint32_t added_by;          /* primary: owner id of who added the external memory */
+	uint32_t event_owner;       /* primary: whom the next event of the list concerns, as dm_event.owner_id */
+	uint8_t reserved0[12];
 };
 static_assert(sizeof(struct dm_list) == 192, "a list is three cache lines");
 
@@ -208,15 +215,18 @@ struct dm_slab {
 };
 static_assert(sizeof(struct dm_slab) == 16, "four slabs a line");
 
+/* The lists of an external heap come and go. The primary shifts them so that who reads without the heap lock sees each list
+ * that stays at least once; under the lock they are counted again after each change. */
 struct dm_heap {
 	struct dm_lock lock;        /* any */
 	_Atomic uint32_t needs_rebuild; /* any: set when derived data may be stale; the next locker rebuilds */
-	int32_t numa_node;
-	uint32_t state;             /* 0 unused, 1 in use */
+	int32_t numa_node;          /* of an external heap its socket id */
+	_Atomic uint32_t state;     /* primary: 0 unused, 1 in use */
 	char name[DM_NAME_BYTES];
-	uint32_t n_lists;
-	uint32_t lists[15];         /* list indices, smallest page size first */
-	uint8_t pad0[16];
+	_Atomic uint32_t n_lists;   /* primary */
+	uint32_t is_external;       /* primary */
+	uint8_t pad0[8];
+	_Atomic uint16_t lists[DM_MAX_LISTS]; /* primary: list indices, smallest page size first */
 	/* counters: DERIVED, heap lock; read by anyone (relaxed) */
 	_Atomic uint64_t n_blocks;
 	_Atomic uint64_t block_bytes; /* sum of block sizes (after rounding up), runs and small blocks */
@@ -224,7 +234,43 @@ struct dm_heap {
 	_Atomic uint64_t n_small_blocks, n_slabs;
 	uint32_t partial[DM_N_CLASSES]; /* DERIVED: first partial slab of each class, index + 1 */
 };
-static_assert(sizeof(struct dm_heap) == 320, "a heap is five cache lines");
+static_assert(sizeof(struct dm_heap) == 768, "a heap is twelve cache lines");
+
+/* ---- external memory ------------------------------------------------------------------------------------------- */
+
+/* Memory that the program brought: a mapped file, device memory, another allocator's pages. Each chunk is a list of its own,
+ * outside the window, at the address that it has in who added it. All that is known of it lies here and nothing in the
+ * memory itself, so walks, lookups and the heap are safe for processes that do not have it mapped.
+ * Tables: behind the window's entries, memsegs, head words, bits, groups, slabs and cells have room for n_external_pages heap
+ * pages (DM_EXTERNAL_BYTES; sparse: unused room costs no memory). A chunk gets whole groups (2 MiB) of it; inside the first
+ * its heap page 0 stands at the same place modulo 2 MiB as its address, so a slab is 64 KiB aligned in tables and address.
+ * Its memseg i stands in the memseg table as far behind the window's as its first heap page does.
+ * Laws
+ *  - Chunks overlap neither each other nor the window. base_vaddr and window_bytes are the chunk's address and length.
+ *  - Its memsegs have one state, all together: ABSENT (free slot) -> GROWING (added, being mapped and zeroed) -> PRESENT ->
+ *    LEAVING -> ABSENT. They never shrink; the heap gives them up as a whole or not at all.
+ *  - Who has it: with DM_EXT_SHARED (added with a descriptor) every attached process, since none attaches without; else
+ *    exactly the owners whose bits are set in holders: who added it, and who attached it. A block of it is only ever given
+ *    to an owner that has it. holders change under map_seq, so a reader's snapshot of the map fits its events.
+ *  - A death takes away the bits of who died. Memory that nobody has any more is handed out to nobody; it goes by itself once
+ *    no block and no pin is left in it (registered memory: at once), else it stays listed for who attaches or frees.
+ *  - Socket ids of heaps and of registered memory come from next_socket_id and are never used again. */
+enum {
+	DM_EXT_EXTERNAL = 1,        /* set in every external list */
+	DM_EXT_SHARED = 2,          /* added with a descriptor: every process maps it by itself */
+	DM_EXT_READ_ONLY = 4,       /* that descriptor cannot be written through */
+	DM_FIRST_SOCKET_ID = 256,   /* max(256, RTE_MAX_NUMA_NODES) */
+	DM_EXTERNAL_TEXT_BYTES = 256,
+};
+#define DM_HEAP_NONE UINT32_MAX
+#define DM_EXTERNAL_BYTES ((UINT64_C(64) << 30) + ((uint64_t)DM_MAX_LISTS << 21)) /* 64 GiB, and what each list loses in its first group */
+
+struct dm_external {
+	_Atomic uint32_t next_socket_id; /* primary */
+	uint32_t reserved0[15];
+	_Atomic uint64_t holders[DM_MAX_LISTS][DM_MAX_OWNERS / 64]; /* primary, under map_seq: a bit for each owner */
+	char texts[DM_MAX_OWNERS][DM_EXTERNAL_TEXT_BYTES]; /* the session, before its ack: why it cannot map a shared chunk */
+};
 
 /* ---- memzones, tags, pins -------------------------------------------------------------------------------------- */
 
@@ -288,7 +334,8 @@ struct dm_event {
 	uint32_t type;              /* enum dm_event_type */
 	uint32_t list_idx;
 	uint64_t first_seg, n_segs;
-	uint64_t reserved0;
+	uint32_t owner_id;          /* whom it concerns: 0 everybody, else the one that has this external memory */
+	uint32_t reserved0;
 };
 static_assert(sizeof(struct dm_event) == 64, "an event is a cache line");
 
@@ -318,7 +365,7 @@ struct dm_control {
 	uint64_t base_vaddr, window_bytes; /* the one reservation that holds all lists */
 	uint32_t iova_mode;         /* DM_IOVA_MODE_: as enum rte_iova_mode less 1 */
 	uint32_t flags;             /* DM_CTL_ */
-	uint32_t n_lists, n_heaps;
+	_Atomic uint32_t n_lists, n_heaps; /* primary: slots that were used once; they rise with external ones */
 	uint32_t n_channels, n_ranks; /* primary, at start: -n and -r; 0 unknown */
 	/* offsets in bytes from the start, and the number of elements */
 	uint64_t lists_offset, heaps_offset, lanes_offset, owners_offset, tags_offset, rounds_offset, events_offset;
@@ -331,6 +378,8 @@ struct dm_control {
 	uint64_t groups_offset, n_groups;        /* uint16_t free pages in each group, DERIVED */
 	uint64_t slabs_offset;                   /* struct dm_slab, one per 16 heap pages */
 	uint64_t cells_offset;                   /* uint32_t each, one per 64 B of window: 6.25 %, touched only under slabs */
+	uint64_t external_offset;                /* struct dm_external */
+	uint64_t n_external_pages;               /* of n_heap_pages (and of n_memsegs): room for external memory, behind the window's */
 	/* hot, each writer in its own line */
 	alignas(DM_CACHE_LINE) _Atomic uint64_t map_seq;   /* primary */
 	_Atomic uint64_t map_version; /* primary: committed changes */
@@ -387,5 +436,6 @@ DM_TABLE(_Atomic uint64_t, free_bits_at, free_bits_offset)
 DM_TABLE(_Atomic uint16_t, group_at, groups_offset)
 DM_TABLE(struct dm_slab, slab_at, slabs_offset)
 DM_TABLE(_Atomic uint32_t, cell_at, cells_offset)
+DM_TABLE(struct dm_external, external_table, external_offset)
 
 #endif

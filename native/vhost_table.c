@@ -45,7 +45,7 @@ static int add_run(const struct dm_list_info *l, const struct dm_memseg_info *fi
 	struct dm_run run = {.first_seg = first->seg_idx, .n_segs = bytes / l->page_bytes, .list_idx = l->list_idx};
 	int rc = 0;
 
-	if (l->is_external)
+	if (l->external)
 		return 0;
 	if (l->form == DM_FORM_ONE_FILE)
 		return add_region(t, l, &run);

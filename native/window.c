@@ -26,8 +26,7 @@
 #define UFFD_USER_MODE_ONLY 1 /* linux/userfaultfd.h, Linux 5.11 */
 #endif
 
-/* Copies the first line of /proc/self/maps that overlaps [base, base + bytes) to line; false: none. */
-static bool mapping_in_the_way(uint64_t base, uint64_t bytes, char *line, int line_bytes)
+bool dm_mapping_in_the_way(uint64_t base, uint64_t bytes, char *line, int line_bytes)
 {
 	FILE *maps = fopen("/proc/self/maps", "re");
 	uint64_t from, to;
@@ -46,7 +45,7 @@ static int reservation_failed(int err, uint64_t base, uint64_t bytes, char *erro
 {
 	char line[256];
 
-	if (err == EEXIST && mapping_in_the_way(base, bytes, line, sizeof(line))) {
+	if (err == EEXIST && dm_mapping_in_the_way(base, bytes, line, sizeof(line))) {
 		snprintf(error, error_bytes,
 			 "the memory window [0x%" PRIx64 ", 0x%" PRIx64 ") is taken in this process by: %s. Attach before that "
 			 "mapping is made, or start the primary with another --base-virtaddr",

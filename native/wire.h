@@ -13,6 +13,7 @@ enum {
 	DM_WIRE_VERSION = 1,
 	DM_WIRE_MAX_BYTES = 8192,
 	DM_WIRE_MAX_FDS = 253,
+	DM_WIRE_MAX_SENT_FDS = 2, /* with a message of a secondary: EXTERNAL */
 	DM_WIRE_TEXT_BYTES = 512,
 	DM_WIRE_MAX_RUNS = 253,
 };
@@ -31,6 +32,10 @@ enum dm_wire_type {
 	DM_WIRE_DONE = 10,      /* <- the answer to GROW */
 	DM_WIRE_BYE = 11,       /* -> */
 	DM_WIRE_END = 12,       /* <- refused, evicted or shut down; the last message */
+	/* 20 to 29: external memory */
+	DM_WIRE_EXTERNAL = 20,      /* -> heaps and memory that the program brings; with its descriptors */
+	DM_WIRE_EXTERNAL_DONE = 21, /* <- the answer to EXTERNAL */
+	DM_WIRE_EXTERNAL_FILE = 22, /* <- the file of shared external memory, one descriptor; SEGMENTS or ROUND says when to map it */
 	DM_WIRE_GET_FDS = 50,   /* -> */
 	DM_WIRE_FDS = 51,       /* <- the answer, with descriptors; where there are none, DONE with the reason */
 };
@@ -40,7 +45,7 @@ struct dm_wire_header {
 	uint16_t type;
 	uint16_t n_fds;             /* that come with this message */
 	uint32_t bytes;             /* of the whole message */
-	uint32_t request_id;        /* GROW, GET_FDS and their answers; else 0 */
+	uint32_t request_id;        /* GROW, EXTERNAL, GET_FDS and their answers; else 0 */
 };
 static_assert(sizeof(struct dm_wire_header) == 16, "wire");
 
@@ -128,6 +133,48 @@ struct dm_wire_text {
 	char text[DM_WIRE_TEXT_BYTES];
 };
 static_assert(sizeof(struct dm_wire_text) == 536, "wire");
+
+enum dm_external_op {
+	DM_EXTERNAL_HEAP_CREATE = 1,
+	DM_EXTERNAL_HEAP_DESTROY = 2,
+	DM_EXTERNAL_ADD = 3,        /* takes the place, and lets everybody map memory with a descriptor */
+	DM_EXTERNAL_COMMIT = 4,     /* makes it the heap's */
+	DM_EXTERNAL_ABORT = 5,
+	DM_EXTERNAL_REMOVE = 6,
+	DM_EXTERNAL_ATTACH = 7,
+	DM_EXTERNAL_DETACH = 8,
+};
+enum { DM_EXTERNAL_REGISTERED = 1, DM_EXTERNAL_HAS_FD = 2, DM_EXTERNAL_HAS_IOVAS = 4 };
+
+struct dm_wire_external {
+	struct dm_wire_header h;    /* descriptors: the memory's if HAS_FD, then the table of IOVAs if HAS_IOVAS */
+	uint32_t op;                /* enum dm_external_op */
+	uint32_t flags;             /* as below */
+	uint32_t list_idx;          /* COMMIT and ABORT; else 0 */
+	uint32_t reserved;
+	uint64_t vaddr, bytes, page_bytes, fd_offset;
+	char name[32];              /* of the heap; empty with REGISTERED */
+};
+static_assert(sizeof(struct dm_wire_external) == 96, "wire");
+
+struct dm_wire_external_done {
+	struct dm_wire_header h;
+	int32_t status;             /* 0 or errno */
+	uint32_t reserved;
+	int64_t value;              /* HEAP_CREATE: socket id; ADD: list_idx; else 0 */
+	char text[DM_WIRE_TEXT_BYTES];
+};
+static_assert(sizeof(struct dm_wire_external_done) == 544, "wire");
+
+struct dm_wire_external_file {
+	struct dm_wire_header h;
+	uint32_t list_idx;
+	uint32_t flags;             /* 1: can only be read */
+	uint64_t generation;        /* of the list: another one there means that the memory has gone meanwhile */
+	uint64_t fd_offset;
+};
+static_assert(sizeof(struct dm_wire_external_file) == 40, "wire");
+enum { DM_EXTERNAL_FILE_READ_ONLY = 1 };
 
 enum dm_end_code {
 	DM_END_BYE = 0,             /* the answer to BYE */

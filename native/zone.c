@@ -92,7 +92,8 @@ static int judge_spec(struct dm_memory *m, const struct dm_memzone_spec *s)
 		return dm_fail(m, -EINVAL, "memzone \"%s\": unknown flags 0x%x", s->name, s->flags & ~known);
 	if (s->tag_id >= DM_MAX_TAGS)
 		return dm_fail(m, -EINVAL, "memzone \"%s\": tag id %u", s->name, s->tag_id);
-	if (s->bytes > m->ctl->window_bytes || s->align > m->ctl->window_bytes)
+	if ((s->bytes > m->ctl->window_bytes && s->bytes > DM_EXTERNAL_BYTES) ||
+	    (s->align > m->ctl->window_bytes && s->align > DM_EXTERNAL_BYTES))
 		return dm_fail(m, -ENOMEM, "memzone \"%s\": %llu bytes (align %llu) are more than the window of %llu bytes",
 			       s->name, (ull)s->bytes, (ull)s->align, (ull)m->ctl->window_bytes);
 	return 0;

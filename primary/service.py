@@ -25,6 +25,7 @@ from dpdkmem.native import PrimaryMemory, walks
 from dpdkmem.native.iova import Pagemap
 from dpdkmem.primary.backend import Backend
 from dpdkmem.primary.control import ControlServer
+from dpdkmem.primary.external import ExternalMemory
 from dpdkmem.primary.growth import Growth, MemsegList
 from dpdkmem.primary.hugepages import HostPages
 from dpdkmem.primary.hugetlbfs import clean_stale_files
@@ -52,9 +53,9 @@ from dpdkmem.shared.errors import (
     NotPermitted,
     ResourceError,
 )
-from dpdkmem.shared.fds import presize_fd_table
+from dpdkmem.shared.fds import Fd, presize_fd_table
 from dpdkmem.shared.kinds import HugeUnlink, SegmentForm, SupplyKind
-from dpdkmem.shared.messages import Done, RoundOp, Run
+from dpdkmem.shared.messages import Done, ExternalDone, RoundOp, Run
 from dpdkmem.shared.model import EventType, GrowRequest, PrimaryState
 from dpdkmem.shared.prefix_lock import abstract_session_socket, prefix_lock
 
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from dpdkmem.primary.publication import Member
     from dpdkmem.primary.sessions import Session
     from dpdkmem.shared.config import Config
-    from dpdkmem.shared.messages import GetFds, Grow
+    from dpdkmem.shared.messages import External, ExternalFile, GetFds, Grow
     from dpdkmem.shared.model import ListInfo, ReapReport
     from dpdkmem.shared.runtime import RuntimePaths
 
@@ -80,6 +81,7 @@ _MAX_FD_TABLE: Final = (
     65536  # descriptors for which the table is made at start; growing it later stalls every thread
 )
 _ALLOC_IOVA_CONTIG: Final = 8  # DM_ALLOC_IOVA_CONTIG
+_MAX_RECV_FDS: Final = 2  # of an EXTERNAL: the memory's, and the table of IOVAs
 
 
 class Primary:
@@ -103,6 +105,7 @@ class Primary:
         self._stop_loop: Callable[[], None] = lambda: None
         self._stop_wanted = False
         self._own_growths: set[_OwnGrowth] = set()
+        self._own_changes: set[_OwnChange] = set()
         self._has_ended = False
         self._give_back_pending = False
         self._publish_pending = False
@@ -265,6 +268,10 @@ class Primary:
             self.placer,
         )
         self.growth.reserve.may_fill = lambda: not self.sessions.is_crowded
+        self.external = ExternalMemory(
+            self.native, self.loop, self.publisher, self.sessions, self._publish_later
+        )
+        self.native.set_external(self._external_here)
         self.growth.on_change = self._on_change
         self.growth.on_failure = self._on_grow_failed
         self.growth.on_release = self._give_back_later
@@ -274,9 +281,13 @@ class Primary:
         self.native.set_state(PrimaryState.ENDING)
         self.sessions.close("the primary ends")
         self.growth.close()
+        self.external.close()
         self._has_ended = True
-        for own in list(self._own_growths):  # threads of this process that wait for what comes no more
-            own.answered.set()
+        # Threads of this process that wait for what comes no more.
+        for growth in list(self._own_growths):
+            growth.answered.set()
+        for change in list(self._own_changes):
+            change.answered.set()
         self.native.set_state(PrimaryState.ENDED)
 
     def _make_minimum(self) -> None:
@@ -322,7 +333,9 @@ class Primary:
         self._open_control()
 
     def _listen(self, path: Path | str, mode: int) -> None:
-        listener = SeqpacketListener(path, mode=mode, refusal=OUT_OF_DESCRIPTORS.encode())
+        listener = SeqpacketListener(
+            path, mode=mode, max_recv_fds=_MAX_RECV_FDS, refusal=OUT_OF_DESCRIPTORS.encode()
+        )
         self.session_path = str(path)
         self._stack.callback(listener.close)
         self.sessions.listen(listener)
@@ -370,9 +383,11 @@ class Primary:
         wanted = tuple(
             run
             for run in runs.runs
-            if one_file_runs or self.lists[run.list_idx].info.form is SegmentForm.PER_SEGMENT
+            if run.list_idx < len(self.lists)
+            and (one_file_runs or self.lists[run.list_idx].info.form is SegmentForm.PER_SEGMENT)
         )
-        return wanted, runs.version
+        shared = (Run(run.list_idx, 0, 1) for run in runs.runs if self.external.is_shared(run.list_idx))
+        return (*wanted, *shared), runs.version
 
     def segment_fds(self, runs: Iterable[Run]) -> tuple[list[Run], list[int]]:
         """Return what is still there of the runs, and a descriptor per segment."""
@@ -392,15 +407,15 @@ class Primary:
     def joined(self, session: Session) -> None:
         """Let a new member into the rounds that run."""
         _LOG.info("%s attached", session.describe())
-        self.publisher.join(
-            session, lambda run: session in self._members(self.lists[run.list_idx], RoundOp.MAP)
-        )
+        self.external.joined(session)
+        self.publisher.join(session, lambda run: self._concerns(session, run))
         self._tell(Topic.SESSION, "attached", session)
 
     def ended(self, session: Session, why: str) -> None:
         """Count a session out."""
         _LOG.info("%s ended: %s", session.describe(), why)
         self.publisher.forget(session)
+        self.external.ended(session)
         self._tell(Topic.SESSION, "ended", session, reason=why)
 
     def _tell(self, topic: Topic, what: str, session: Session, **more: object) -> None:
@@ -421,7 +436,26 @@ class Primary:
                 session.describe(), report.n_orphaned, report.orphaned_bytes, report.n_zones_orphaned,
             )  # fmt: skip
         self._tell(Topic.SESSION, "reaped", session, **dataclasses.asdict(report))
+        self.external.look_at_abandoned()
         self._shrink()
+
+    def _concerns(self, session: Session, run: Run) -> bool:
+        """Tell whether a MAP round is for a session."""
+        if run.list_idx >= len(self.lists):
+            return self.external.is_shared(run.list_idx)
+        return session in self._members(self.lists[run.list_idx], RoundOp.MAP)
+
+    def change_external(self, session: Session, request: External, fds: tuple[Fd, ...]) -> None:
+        """Serve an EXTERNAL."""
+
+        def answer(status: int, value: int, text: str) -> None:
+            self.sessions.answer(session, ExternalDone(request.request_id, status, value, text))
+
+        self.external.handle(request, fds, session, answer)
+
+    def external_file(self, list_idx: int) -> tuple[ExternalFile, int] | None:
+        """Return the announcement of shared external memory, and its descriptor."""
+        return self.external.file_of(list_idx)
 
     # ---- growth and shrink ----
 
@@ -485,6 +519,9 @@ class Primary:
         )
         if event is EventType.FREE:
             self.sessions.leaving(run)
+        self._publish_later()
+
+    def _publish_later(self) -> None:
         if self.control is not None and not self._publish_pending:
             self._publish_pending = True
             self.loop.call_later(_PUBLISH_S, self._publish_map)
@@ -505,6 +542,7 @@ class Primary:
         self.loop.call_later(_HOUSEKEEPING_S, self._housekeep)  # first: whatever fails here, it goes on
         self.lock.answer_looks()
         self.sessions.look_at_lingering()
+        self.external.look_at_abandoned()
         self._shrink()
         self.growth.reserve.fill_later()
 
@@ -528,6 +566,23 @@ class Primary:
         outcome = own.outcomes[0]
         return (0, "") if outcome is None else (-_errno_of(outcome), _text_of(outcome))
 
+    def _external_here(self, request: External, fds: tuple[int, ...]) -> tuple[int, int, str]:
+        """Serve a thread of this process that changes external memory, as `_grow_here`."""
+        if threading.get_ident() == self._loop_thread:
+            return (
+                errno.EDEADLK,
+                0,
+                "the primary's loop thread cannot wait for itself: call it from another thread",
+            )
+        own = _OwnChange()
+        copies = tuple(Fd(os.dup(fd)) for fd in fds)
+        self._own_changes.add(own)
+        self.loop.call_soon_threadsafe(lambda: self.external.handle(request, copies, None, own.done))
+        if not self._has_ended:
+            own.answered.wait()
+        self._own_changes.discard(own)
+        return own.outcomes[0] if own.outcomes else (errno.ESHUTDOWN, 0, "the primary ends")
+
 
 class _OwnGrowth:
     """A growth that a thread of this process waits for."""
@@ -539,6 +594,19 @@ class _OwnGrowth:
     def done(self, outcome: DpdkmemError | None) -> None:
         """Answer it; on the loop's thread."""
         self.outcomes.append(outcome)
+        self.answered.set()
+
+
+class _OwnChange:
+    """A change of external memory that a thread of this process waits for."""
+
+    def __init__(self) -> None:
+        self.answered = threading.Event()
+        self.outcomes: list[tuple[int, int, str]] = []
+
+    def done(self, status: int, value: int, text: str) -> None:
+        """Answer it; on the loop's thread."""
+        self.outcomes.append((status, value, text))
         self.answered.set()
 
 

@@ -38,6 +38,7 @@ from dpdkmem.shared.messages import (
     Bye,
     End,
     EndCode,
+    External,
     GetFds,
     Grow,
     Hello,
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     from dpdkmem.shared.fds import Fd
     from dpdkmem.shared.messages import (
         Done,
+        ExternalDone,
+        ExternalFile,
         Fds,
         Message,
     )
@@ -94,6 +97,12 @@ class Hooks(Protocol):
 
     def get_fds(self, session: Session, request: GetFds) -> None:
         """Serve a request for descriptors by `SessionTable.answer()`."""
+
+    def change_external(self, session: Session, request: External, fds: tuple[Fd, ...]) -> None:
+        """Serve a request about external memory; the descriptors are the daemon's from here on."""
+
+    def external_file(self, list_idx: int) -> tuple[ExternalFile, int] | None:
+        """Return what announces a list of external memory, and its descriptor; None: a list of the window."""
 
     def snapshot(self, *, one_file_runs: bool) -> tuple[tuple[Run, ...], int]:
         """Return the PRESENT runs that are to be announced, and the map version."""
@@ -133,7 +142,7 @@ class Session:
     """Of the map that it was told of last."""
     left: set[tuple[int, int]] = field(default_factory=set)
     """Of those, what left since: under the same number there may be another page by now."""
-    outbox: deque[Synced | Segments | tuple[Run, ...]] = field(default_factory=deque)
+    outbox: deque[Synced | Segments | int | tuple[Run, ...]] = field(default_factory=deque)
     """What of a snapshot waits until the peer has read what went before: descriptors in flight are limited (unix(7))."""
     n_catch_ups: int = 0
     crowded_until: float = 0.0
@@ -230,12 +239,18 @@ class SessionTable:
         for session in self.lingering:
             self._forget_pidfd(session)
 
-    def answer(self, session: Session, done: Done | Fds, fds: Sequence[int] = ()) -> None:
+    def answer(self, session: Session, done: Done | ExternalDone | Fds, fds: Sequence[int] = ()) -> None:
         """Send the answer to a request; a session that is over gets none. The descriptors stay the caller's."""
+        self.tell(session, done, fds)
+
+    def tell(
+        self, session: Session, message: Done | ExternalDone | ExternalFile | Fds, fds: Sequence[int]
+    ) -> None:
+        """Send a message to a member; one that cannot take it is ended. The descriptors stay the caller's."""
         if session.over or session.protocol.state is not PrimaryState.MEMBER:
             return
         try:
-            self._send(session, done, fds)
+            self._send(session, message, fds)
         except (
             PeerProtocolError
         ) as error:  # a fault of this peer's, maybe in the middle of another one's message
@@ -400,8 +415,11 @@ class SessionTable:
             return False
         with packet.fds as fds:
             messages = session.protocol.receive_packet(packet.data, len(fds), time.monotonic())
-        for message in messages:
-            self._handle(session, message)
+            for message in messages:
+                if isinstance(message, External):
+                    self._hooks.change_external(session, message, fds.take_all())
+                else:
+                    self._handle(session, message)
         self._set_timer(session)
         return True
 
@@ -456,8 +474,10 @@ class SessionTable:
 
     def _announce(self, session: Session, runs: Sequence[Run], version: int) -> None:
         one_file = {idx for idx, _ in self._hooks.list_files()}
-        with_fds = [run for run in runs if run.list_idx not in one_file]
+        external = [run.list_idx for run in runs if self._hooks.external_file(run.list_idx) is not None]
+        with_fds = [run for run in runs if run.list_idx not in one_file.union(external)]
         without = [run for run in runs if run.list_idx in one_file]
+        session.outbox += external
         session.outbox += (
             _portion for _portion, _ in split_runs(with_fds, range(sum(r.n_segs for r in with_fds)))
         )
@@ -471,6 +491,9 @@ class SessionTable:
         """Send from the outbox as long as the peer reads; `_on_socket()` goes on when it has read."""
         while session.outbox and not session.over and session.channel.n_queued == 0:
             item = session.outbox.popleft()
+            if isinstance(item, int):
+                self._push_external_file(session, item)
+                continue
             if not isinstance(item, tuple):
                 self._send(session, item, ())
                 continue
@@ -481,6 +504,16 @@ class SessionTable:
                 session.left -= missing
             if runs:
                 self._send(session, Segments(tuple(runs), len(fds)), fds)
+
+    def _push_external_file(self, session: Session, list_idx: int) -> None:
+        announcement = self._hooks.external_file(list_idx)
+        if announcement is None:  # it has gone meanwhile
+            session.announced_segs = session.announced() - {(list_idx, 0)}
+            session.left.discard((list_idx, 0))
+            return
+        message, fd = announcement
+        self._send(session, message, (fd,))
+        self._send(session, Segments((Run(list_idx, 0, 1),), 0), ())
 
     def _catch_up(self, session: Session, ready: Ready) -> None:
         """What changed since the snapshot goes out until nothing has; then it is a member, of running MAP rounds too."""

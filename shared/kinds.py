@@ -21,6 +21,9 @@ class SupplyKind(enum.Enum):
     PLAIN_MEMFD = "plain_memfd"
     """memfd_create(): ordinary 4 KiB pages (`--no-huge`)."""
 
+    EXTERNAL = "external"
+    """Memory that a program brought: nothing is supplied, and no primary is started with it."""
+
 
 class SegmentForm(enum.Enum):
     """How descriptors and pages correspond."""

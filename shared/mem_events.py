@@ -29,6 +29,7 @@ _T = TypeVar("_T")
 
 _LOG: Final = logging.getLogger("dpdkmem")
 _MOST_ERRORS_KEPT: Final = 64
+_MAX_NAME_BYTES: Final = 63  # native/event.c CALLBACK_NAME_BYTES with its NUL; DPDK's limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,11 @@ class MemEventCallbacks:
 
     def register(self, name: str, callback: Callable[[MemEvent, _T], object], arg: _T) -> None:
         """See `UserMemory.mem_event_callback_register`."""
+        if not callable(callback):
+            raise ResourceError(
+                errno.EINVAL, f"memory event callback {name!r}: {callback!r} cannot be called"
+            )
+        _judge_name(name)
         key = _key(name, arg)
         with self._lock:
             if key in self._registered:
@@ -119,6 +125,7 @@ class MemEventCallbacks:
 
     def unregister(self, name: str, arg: object) -> None:
         """See `UserMemory.mem_event_callback_unregister`."""
+        _judge_name(name)
         with self._lock:
             found = self._registered.pop(_key(name, arg), None)
         if found is None:
@@ -139,6 +146,17 @@ class MemEventCallbacks:
             registered, self._registered = self._registered, {}
         for callback, _ in registered.values():
             self._memory.event_callback_unregister(callback)
+
+
+def _judge_name(name: str) -> None:
+    n_bytes = len(name.encode())
+    if not name or "\0" in name:
+        raise ResourceError(errno.EINVAL, "a memory event callback needs a name, without NUL")
+    if n_bytes > _MAX_NAME_BYTES:
+        raise ResourceError(
+            errno.ENAMETOOLONG,
+            f"callback name {name[:80]!r} has {n_bytes} bytes, {_MAX_NAME_BYTES} are possible",
+        )
 
 
 def _key(name: str, arg: object) -> tuple[str, object]:

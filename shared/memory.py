@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar, cast, overload
 from dpdkmem.native import AllocFlag, PinKind
 from dpdkmem.shared.dma import DmaCalls
 from dpdkmem.shared.errors import Closed, DpdkmemError, LifetimeError, ResourceError, SegmentBusy
+from dpdkmem.shared.external import ExternalMemoryCalls
 from dpdkmem.shared.heap_introspection import HeapIntrospection
 from dpdkmem.shared.leases import Leases, lease
 from dpdkmem.shared.malloc_family import MallocFamily
@@ -256,7 +257,7 @@ class Memzone(_Place):
         )
 
 
-class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser, DmaCalls):
+class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser, DmaCalls, ExternalMemoryCalls):
     """Shared memory as a program uses it.
 
     Args:
@@ -525,7 +526,7 @@ class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser, DmaCal
         """Undo `mem_event_callback_register`. The callback is not called any more once this returns.
 
         Raises:
-            ResourceError: ENOENT, it is not registered.
+            ResourceError: EINVAL, ENAMETOOLONG; ENOENT, it is not registered.
 
         Blocks: until a call that runs has returned, except inside it.
         """

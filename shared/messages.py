@@ -40,8 +40,8 @@ NAME_BYTES: Final = 32  # with NUL; DM_NAME_BYTES
 SESSION_ID_BYTES: Final = 16
 
 # native/types.h
-MAX_LISTS: Final = 64
-MAX_HEAPS: Final = 64
+MAX_LISTS: Final = 256
+MAX_HEAPS: Final = 128
 MAX_ROUNDS: Final = 8
 MAX_OWNERS: Final = 32768
 
@@ -60,6 +60,11 @@ _VERSION: Final = struct.Struct("=QII")  # version, flags, 0
 _ROUND: Final = struct.Struct("=IIIIQII")  # round_id, slot, op, flags, event_seq, n_runs, 0
 _GROW: Final = struct.Struct("=QQQII")  # bytes, align, page_bytes, heap_idx, flags
 _TEXT: Final = struct.Struct("=iI512s")  # status, retryable, text
+_EXTERNAL: Final = struct.Struct(
+    "=IIIIQQQQ32s"
+)  # op, flags, list_idx, 0, vaddr, bytes, page_bytes, fd_offset, name
+_EXTERNAL_DONE: Final = struct.Struct("=iIq512s")  # status, 0, value, text
+_EXTERNAL_FILE: Final = struct.Struct("=IIQQ")  # list_idx, flags, generation, fd_offset
 
 HEADER_BYTES: Final = _HEADER.size
 
@@ -81,6 +86,9 @@ class MessageType(enum.IntEnum):
     END = 12
     GET_FDS = 50
     FDS = 51
+    EXTERNAL = 20
+    EXTERNAL_DONE = 21
+    EXTERNAL_FILE = 22
 
 
 class EndCode(enum.IntEnum):
@@ -117,9 +125,33 @@ class RoundOp(enum.IntEnum):
     UNMAP = 2
 
 
+class ExternalOp(enum.IntEnum):
+    """What EXTERNAL asks for; ADD is finished by COMMIT or ABORT."""
+
+    HEAP_CREATE = 1
+    HEAP_DESTROY = 2
+    ADD = 3
+    COMMIT = 4
+    ABORT = 5
+    REMOVE = 6
+    ATTACH = 7
+    DETACH = 8
+
+
+class ExternalFlag(enum.IntFlag):
+    """What an EXTERNAL is about, and brings."""
+
+    REGISTERED = 1  # memory of no heap
+    HAS_FD = 2  # the memory's descriptor
+    HAS_IOVAS = 4  # a memfd with 8 bytes for each page
+
+
 _WELCOME_USERFAULTFD: Final = 1
 _READY_GUARDED: Final = 1
 _ROUND_LAST: Final = 1
+_NO_EXTERNAL_FLAGS: Final = ExternalFlag(0)
+_EXTERNAL_FLAGS: Final = int(ExternalFlag.REGISTERED | ExternalFlag.HAS_FD | ExternalFlag.HAS_IOVAS)
+_EXTERNAL_FILE_READ_ONLY: Final = 1
 _GROW_IOVA_CONTIGUOUS: Final = 8  # DM_ALLOC_IOVA_CONTIG, native/dpdkmem_api.h
 
 
@@ -568,6 +600,123 @@ class End(_NoFds):
         return _encode(self, _TEXT, self.code, int(self.retryable), _cut(self.text))
 
 
+@dataclass(frozen=True, slots=True)
+class External(_Message):
+    """C -> P: a change of external memory; with the memory's descriptor and the table of IOVAs if so flagged, in this order.
+
+    Attributes:
+        request_id: of the sender's choice; 0 means none.
+        op: what is asked for.
+        flags: REGISTERED for memory of no heap; HAS_FD and HAS_IOVAS with ADD only.
+        list_idx: COMMIT and ABORT: what ADD answered; else 0.
+        vaddr: of the memory; 0 where an operation has none.
+        size_bytes: of the memory.
+        page_bytes: ADD: of a memseg of it.
+        fd_offset: ADD with a descriptor: where the memory begins in its file.
+        name: of the heap; empty with REGISTERED.
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.EXTERNAL
+
+    request_id: int
+    op: ExternalOp
+    flags: ExternalFlag = _NO_EXTERNAL_FLAGS
+    list_idx: int = 0
+    vaddr: int = 0
+    size_bytes: int = 0
+    page_bytes: int = 0
+    fd_offset: int = 0
+    name: str = ""
+
+    @property
+    def n_fds(self) -> int:
+        """Descriptors that come with it."""
+        return (ExternalFlag.HAS_FD in self.flags) + (ExternalFlag.HAS_IOVAS in self.flags)
+
+    def _fault(self) -> str | None:
+        if self.request_id == 0:
+            return "request id 0 means none"
+        if self.n_fds and self.op is not ExternalOp.ADD:
+            return f"{self.op.name} with descriptors"
+        if not 0 <= self.list_idx < MAX_LISTS:
+            return f"list {self.list_idx} is not in [0, {MAX_LISTS})"
+        if (ExternalFlag.REGISTERED in self.flags) is bool(self.name):
+            return f"{self.op.name} of heap {self.name!r}: either a heap is named, or it is registered memory"
+        if self.vaddr + self.size_bytes > _MAX_U64:
+            return f"{self.size_bytes} bytes at {self.vaddr:#x} are no range"
+        return _text_fault("the name", self.name, NAME_BYTES)
+
+    def _pack(self) -> bytes:
+        return _encode(
+            self, _EXTERNAL, self.op, int(self.flags), self.list_idx, 0, self.vaddr, self.size_bytes, self.page_bytes,
+            self.fd_offset, self.name.encode(errors="replace"), request_id=self.request_id,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalDone(_NoFds):
+    """P -> C: the answer to the EXTERNAL of that request id.
+
+    Attributes:
+        request_id: of the EXTERNAL.
+        status: 0, or the errno that says why not.
+        value: HEAP_CREATE: the socket id; ADD: the list index for COMMIT; else 0.
+        text: why not, in words; cut to 511 bytes.
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.EXTERNAL_DONE
+
+    request_id: int
+    status: int
+    value: int = 0
+    text: str = ""
+
+    def _fault(self) -> str | None:
+        if self.request_id == 0:
+            return "request id 0 means none"
+        if not 0 <= self.status <= MAX_ERRNO:
+            return f"status {self.status} is no errno"
+        return None
+
+    def _pack(self) -> bytes:
+        return _encode(
+            self, _EXTERNAL_DONE, self.status, 0, self.value, _cut(self.text), request_id=self.request_id
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalFile(_Message):
+    """P -> C: the file of external memory that every process maps by itself; SEGMENTS or ROUND says when.
+
+    Attributes:
+        list_idx: of the memory's list.
+        read_only: it can only be mapped for reading.
+        generation: of the list: if it has another one, that memory has gone meanwhile.
+        fd_offset: where the memory begins in the file.
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.EXTERNAL_FILE
+
+    list_idx: int
+    read_only: bool
+    generation: int
+    fd_offset: int
+
+    @property
+    def n_fds(self) -> int:
+        """Descriptors that come with it."""
+        return 1
+
+    def _fault(self) -> str | None:
+        if not 0 <= self.list_idx < MAX_LISTS:
+            return f"list {self.list_idx} is not in [0, {MAX_LISTS})"
+        return None
+
+    def _pack(self) -> bytes:
+        flags = _EXTERNAL_FILE_READ_ONLY if self.read_only else 0
+        return _encode(self, _EXTERNAL_FILE, self.list_idx, flags, self.generation, self.fd_offset)
+
+
 Message: TypeAlias = (
     Hello
     | Welcome
@@ -583,6 +732,9 @@ Message: TypeAlias = (
     | End
     | GetFds
     | Fds
+    | External
+    | ExternalDone
+    | ExternalFile
 )
 
 
@@ -796,6 +948,30 @@ def _decode_end(body: _Body) -> End:
     return End(int(code), _flag(retryable, 1), _string("the text", text))
 
 
+def _decode_external(body: _Body) -> External:
+    op, flags, list_idx, reserved, vaddr, size, page, offset, name = body.exactly(_EXTERNAL)
+    _zero(reserved)
+    if op not in _EXTERNAL_OPS:
+        raise _MalformedError(f"there is no operation {op!r}")
+    if int(flags) & ~_EXTERNAL_FLAGS:
+        raise _MalformedError(f"flags {flags!r}: only {_EXTERNAL_FLAGS:#x} are defined")
+    return External(
+        body.request_id, ExternalOp(int(op)), ExternalFlag(int(flags)), int(list_idx), int(vaddr), int(size), int(page),
+        int(offset), _string("the name", name),
+    )  # fmt: skip
+
+
+def _decode_external_done(body: _Body) -> ExternalDone:
+    status, reserved, value, text = body.exactly(_EXTERNAL_DONE)
+    _zero(reserved)
+    return ExternalDone(body.request_id, int(status), int(value), _string("the text", text))
+
+
+def _decode_external_file(body: _Body) -> ExternalFile:
+    list_idx, flags, generation, offset = body.exactly(_EXTERNAL_FILE)
+    return ExternalFile(int(list_idx), _flag(flags, _EXTERNAL_FILE_READ_ONLY), int(generation), int(offset))
+
+
 def _decode_get_fds(body: _Body) -> GetFds:
     body.head(_NOTHING)
     return GetFds(body.request_id, body.runs(_NOTHING, 1)[0])
@@ -807,9 +983,12 @@ def _decode_fds(body: _Body) -> Fds:
 
 
 _NOTHING: Final = struct.Struct("=")
+_EXTERNAL_OPS: Final = frozenset(ExternalOp)
 _REQUESTS: Final = frozenset(
-    {MessageType.GROW, MessageType.DONE, MessageType.GET_FDS, MessageType.FDS}
-)  # have a request id
+    {
+        MessageType.GROW, MessageType.DONE, MessageType.EXTERNAL, MessageType.EXTERNAL_DONE, MessageType.GET_FDS, MessageType.FDS,
+    }
+)  # fmt: skip  # have a request id
 _ROUND_OPS: Final = frozenset(RoundOp)
 _DECODERS: Final[Mapping[int, Callable[[_Body], Message]]] = {
     MessageType.HELLO: _decode_hello,
@@ -826,6 +1005,9 @@ _DECODERS: Final[Mapping[int, Callable[[_Body], Message]]] = {
     MessageType.END: _decode_end,
     MessageType.GET_FDS: _decode_get_fds,
     MessageType.FDS: _decode_fds,
+    MessageType.EXTERNAL: _decode_external,
+    MessageType.EXTERNAL_DONE: _decode_external_done,
+    MessageType.EXTERNAL_FILE: _decode_external_file,
 }
 
 

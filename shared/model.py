@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 IOVA_BAD = 0xFFFF_FFFF_FFFF_FFFF
 NUMA_ANY = -1
+HEAP_NONE = -1  # ListInfo.heap_idx of registered memory; DM_HEAP_NONE
 
 
 class SegState(enum.IntEnum):
@@ -120,7 +121,11 @@ class ListInfo:
     supply: SupplyKind
     form: SegmentForm
     heap_idx: int
-    is_external: bool = False
+    """HEAP_NONE: registered memory."""
+    external: int = 0
+    """0: a list of the window; else of DM_EXT_: 1 external, 2 mapped by every process, 4 read-only."""
+    added_by: int = 0
+    """Owner id of who added the external memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +183,8 @@ class HeapStats:
     n_frees: int
     n_rebuilds: int
     n_takeovers: int
+    is_external: bool = False
+    n_lists: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +261,10 @@ class ControlInfo:
 
 @dataclass(frozen=True, slots=True)
 class MemEvent:
-    """A memory event: [vaddr, vaddr + bytes) came, or is about to go. Replayed ones carry the number of their moment."""
+    """A memory event: [vaddr, vaddr + bytes) came, or is about to go. Replayed ones carry the number of their moment.
+
+    `owner_id` is 0, or the session that alone has this external memory.
+    """
 
     seq: int
     type: EventType
@@ -264,6 +274,7 @@ class MemEvent:
     list_idx: int
     first_seg: int
     n_segs: int
+    owner_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,9 @@ from dpdkmem.shared.messages import (
     Done,
     End,
     EndCode,
+    External,
+    ExternalDone,
+    ExternalFile,
     Fds,
     GetFds,
     Grow,
@@ -73,6 +76,9 @@ class Input(enum.Enum):
     BYE = "BYE"
     GET_FDS = "GET_FDS"
     FDS = "FDS"
+    EXTERNAL = "EXTERNAL"
+    EXTERNAL_DONE = "EXTERNAL_DONE"
+    EXTERNAL_FILE = "EXTERNAL_FILE"
     END = "END"
     CLOSED = "end of file"
     EXPIRED = "deadline"
@@ -82,7 +88,9 @@ class Input(enum.Enum):
     )  # members are singletons; Enum's own hash is a Python call, several in every message
 
 
-SENT_BY_SECONDARY: Final = frozenset({Input.HELLO, Input.READY, Input.GROW, Input.GET_FDS, Input.BYE})
+SENT_BY_SECONDARY: Final = frozenset(
+    {Input.HELLO, Input.READY, Input.GROW, Input.GET_FDS, Input.EXTERNAL, Input.BYE}
+)
 SENT_BY_PRIMARY: Final = frozenset(Input) - SENT_BY_SECONDARY - {Input.CLOSED, Input.EXPIRED}
 
 
@@ -198,6 +206,7 @@ PRIMARY_TABLE: Final[Mapping[tuple[PrimaryState, Input], PrimaryState]] = _table
         _P.GREETED: {Input.WELCOME: _P.WELCOMED, Input.BYE: _P.LEAVING, Input.END: _P.ENDED},
         _P.WELCOMED: {
             Input.LIST_FILES: _P.SYNCING,
+            Input.EXTERNAL_FILE: _P.SYNCING,
             Input.SEGMENTS: _P.SYNCING,
             Input.SYNCED: _P.SYNCED,
             Input.ATTACHED: _P.MEMBER,
@@ -205,6 +214,7 @@ PRIMARY_TABLE: Final[Mapping[tuple[PrimaryState, Input], PrimaryState]] = _table
             Input.END: _P.ENDED,
         },
         _P.SYNCING: {
+            Input.EXTERNAL_FILE: _P.SYNCING,
             Input.SEGMENTS: _P.SYNCING,
             Input.DROP: _P.SYNCING,
             Input.SYNCED: _P.SYNCED,
@@ -214,6 +224,7 @@ PRIMARY_TABLE: Final[Mapping[tuple[PrimaryState, Input], PrimaryState]] = _table
         },
         _P.SYNCED: {Input.READY: _P.CATCHING_UP, Input.BYE: _P.LEAVING, Input.END: _P.ENDED},
         _P.CATCHING_UP: {
+            Input.EXTERNAL_FILE: _P.SYNCING,
             Input.SEGMENTS: _P.SYNCING,
             Input.DROP: _P.SYNCING,
             Input.SYNCED: _P.SYNCED,
@@ -228,6 +239,9 @@ PRIMARY_TABLE: Final[Mapping[tuple[PrimaryState, Input], PrimaryState]] = _table
             Input.DONE: _P.MEMBER,
             Input.GET_FDS: _P.MEMBER,
             Input.FDS: _P.MEMBER,
+            Input.EXTERNAL: _P.MEMBER,
+            Input.EXTERNAL_DONE: _P.MEMBER,
+            Input.EXTERNAL_FILE: _P.MEMBER,
             Input.BYE: _P.LEAVING,
             Input.END: _P.ENDED,
         },
@@ -256,6 +270,7 @@ SECONDARY_TABLE: Final[Mapping[tuple[SecondaryState, Input], SecondaryState]] = 
         _S.GREETING: {Input.WELCOME: _S.WELCOMED, Input.BYE: _S.LEAVING, Input.END: _S.ENDED},
         _S.WELCOMED: {
             Input.LIST_FILES: _S.SYNCING,
+            Input.EXTERNAL_FILE: _S.SYNCING,
             Input.SEGMENTS: _S.SYNCING,
             Input.SYNCED: _S.MAPPING,
             Input.ATTACHED: _S.MEMBER,
@@ -263,6 +278,7 @@ SECONDARY_TABLE: Final[Mapping[tuple[SecondaryState, Input], SecondaryState]] = 
             Input.END: _S.ENDED,
         },
         _S.SYNCING: {
+            Input.EXTERNAL_FILE: _S.SYNCING,
             Input.SEGMENTS: _S.SYNCING,
             Input.DROP: _S.SYNCING,
             Input.SYNCED: _S.MAPPING,
@@ -272,6 +288,7 @@ SECONDARY_TABLE: Final[Mapping[tuple[SecondaryState, Input], SecondaryState]] = 
         },
         _S.MAPPING: {Input.READY: _S.READY, Input.BYE: _S.LEAVING, Input.END: _S.ENDED},
         _S.READY: {
+            Input.EXTERNAL_FILE: _S.SYNCING,
             Input.SEGMENTS: _S.SYNCING,
             Input.DROP: _S.SYNCING,
             Input.SYNCED: _S.MAPPING,
@@ -286,6 +303,9 @@ SECONDARY_TABLE: Final[Mapping[tuple[SecondaryState, Input], SecondaryState]] = 
             Input.DONE: _S.MEMBER,
             Input.GET_FDS: _S.MEMBER,
             Input.FDS: _S.MEMBER,
+            Input.EXTERNAL: _S.MEMBER,
+            Input.EXTERNAL_DONE: _S.MEMBER,
+            Input.EXTERNAL_FILE: _S.MEMBER,
             Input.BYE: _S.LEAVING,
             Input.END: _S.ENDED,
         },
@@ -622,7 +642,10 @@ class _Conversation:
     synced_version: int | None = None
     is_guarded: bool | None = None  # None before it was said
     is_confirmed: bool = False  # what was announced is mapped
-    outstanding: dict[int, Grow | GetFds] = field(default_factory=dict)
+    outstanding: dict[int, Grow | GetFds | External] = field(default_factory=dict)
+    external_lists: set[int] = field(
+        default_factory=set
+    )  # whose file was announced: mapped whatever the guard
     open_rounds: dict[int, Round] = field(default_factory=dict)  # slot -> its last message
     done_rounds: dict[int, int] = field(default_factory=dict)  # slot -> the id of its last whole round
 
@@ -639,7 +662,7 @@ class _Conversation:
             case Welcome():
                 return self._welcome_fault(message)
             case Segments():
-                return self._unwanted_runs_fault(message.n_fds)
+                return self._unwanted_runs_fault(message)
             case Synced():
                 return self._synced_fault(message)
             case Ready():
@@ -648,18 +671,11 @@ class _Conversation:
                 return self._attached_fault(message)
             case Round():
                 return self._round_fault(message)
-            case Grow() | GetFds():
+            case Grow() | GetFds() | External():
                 return self._request_fault(message.request_id)
-            case Done():
-                request = self.outstanding.get(message.request_id)
-                if request is None or (isinstance(request, GetFds) and not message.status):
-                    return _Fault(
-                        EndCode.PROTOCOL, f"DONE answers request {message.request_id}, which is not open"
-                    )
-                return None
-            case Fds():
-                return self._fds_fault(message)
-            case Hello() | ListFiles() | Bye() | End():
+            case Done() | ExternalDone() | Fds():
+                return self._answer_fault(message)
+            case Hello() | ListFiles() | ExternalFile() | Bye() | End():
                 return None
             case _:
                 assert_never(message)
@@ -684,10 +700,12 @@ class _Conversation:
                 self.done_rounds[message.slot] = message.round_id
             case Round() if message.is_acknowledged:
                 self.open_rounds[message.slot] = message
-            case Grow() | GetFds():
+            case Grow() | GetFds() | External():
                 self.outstanding[message.request_id] = message
-            case Done() | Fds():
+            case Done() | Fds() | ExternalDone():
                 del self.outstanding[message.request_id]
+            case ExternalFile():
+                self.external_lists.add(message.list_idx)
             case _:
                 pass
 
@@ -705,8 +723,11 @@ class _Conversation:
             )
         return None
 
-    def _unwanted_runs_fault(self, n_fds: int) -> _Fault | None:
-        if n_fds == 0 and not self.wants_one_file_runs:
+    def _is_external(self, message: Segments | Round) -> bool:
+        return all(run.list_idx in self.external_lists for run in message.runs)
+
+    def _unwanted_runs_fault(self, message: Segments) -> _Fault | None:
+        if message.n_fds == 0 and not self.wants_one_file_runs and not self._is_external(message):
             return _Fault(
                 EndCode.PROTOCOL, "segments without descriptors, to a session that has or wants the guard"
             )
@@ -743,7 +764,8 @@ class _Conversation:
     def _round_fault(self, message: Round) -> _Fault | None:
         if not message.is_acknowledged:
             return None
-        if message.op is RoundOp.MAP and message.n_fds == 0 and self.is_guarded:
+        unwanted = message.op is RoundOp.MAP and message.n_fds == 0 and self.is_guarded
+        if unwanted and not self._is_external(message):
             return _Fault(EndCode.PROTOCOL, "a round maps one-file segments, which the guard makes needless")
         before = self.open_rounds.get(message.slot)
         if before is None and message.round_id == self.done_rounds.get(message.slot):
@@ -755,13 +777,27 @@ class _Conversation:
             )
         return None
 
-    def _fds_fault(self, message: Fds) -> _Fault | None:
-        request = self.outstanding.get(message.request_id)
-        if not isinstance(request, GetFds):
-            return _Fault(EndCode.PROTOCOL, f"FDS answers request {message.request_id}, which is not open")
-        asked, sent = request.run, message.run
-        if (sent.list_idx, sent.first_seg) != (asked.list_idx, asked.first_seg) or sent.n_segs > asked.n_segs:
-            return _Fault(EndCode.PROTOCOL, f"FDS of {sent} instead of {asked}")
+    def _answer_fault(self, answer: Done | ExternalDone | Fds) -> _Fault | None:
+        request = self.outstanding.get(answer.request_id)
+        match answer:
+            case Done():
+                fits = isinstance(request, Grow) or (isinstance(request, GetFds) and answer.status != 0)
+            case ExternalDone():
+                fits = isinstance(request, External)
+            case Fds():
+                fits = isinstance(request, GetFds)
+            case _:
+                assert_never(answer)
+        if not fits:
+            name = _cause(answer).name
+            return _Fault(EndCode.PROTOCOL, f"{name} answers request {answer.request_id}, which is not open")
+        if isinstance(answer, Fds) and isinstance(request, GetFds):
+            asked, sent = request.run, answer.run
+            if (sent.list_idx, sent.first_seg) != (
+                asked.list_idx,
+                asked.first_seg,
+            ) or sent.n_segs > asked.n_segs:
+                return _Fault(EndCode.PROTOCOL, f"FDS of {sent} instead of {asked}")
         return None
 
     def _request_fault(self, request_id: int) -> _Fault | None:
@@ -776,6 +812,7 @@ _ROLES: Final = frozenset(Role)
 _CAUSES: Final[Mapping[type[Message], Input]] = MappingProxyType(
     {kind: Input[kind.TYPE.name] for kind in (
         Hello, Welcome, ListFiles, Segments, Synced, Ready, Attached, Round, Grow, Done, Bye, End, GetFds, Fds,
+        External, ExternalDone, ExternalFile,
     )}
 )  # fmt: skip
 

@@ -30,11 +30,13 @@ UNMAP = m.Round(8, 1, m.RoundOp.UNMAP, last=False, event_seq=9, runs=RUNS, n_fds
 DROP = m.Round(0, m.NO_SLOT, m.RoundOp.UNMAP, last=True, event_seq=0, runs=RUNS, n_fds=0)
 GROW = m.Grow(3, 100, 64, 1 << 21, 0, iova_contiguous=True)
 DONE = m.Done(3, 28, retryable=True, text="no huge pages")
+EXTERNAL = m.External(5, m.ExternalOp.ADD, m.ExternalFlag.HAS_FD, 0, 1 << 40, 1 << 20, 4096, 4096, "frames")
 END = m.End(m.EndCode.PROTOCOL, retryable=False, text="so it is")
 
 ALL: Final[tuple[m.Message, ...]] = (
     HELLO, WELCOME, LIST_FILES, SEGMENTS, m.Synced(4), m.Ready(4, guarded=True), m.Attached(4), MAP, UNMAP, DROP, GROW, DONE,
-    m.Bye(), END, m.GetFds(4, m.Run(2, 9, 300)), m.Fds(4, m.Run(2, 9, 253), 253),
+    m.Bye(), END, m.GetFds(4, m.Run(2, 9, 300)), m.Fds(4, m.Run(2, 9, 253), 253), EXTERNAL, m.ExternalDone(5, 17, 3, "overlaps"),
+    m.ExternalFile(9, read_only=True, generation=4, fd_offset=4096),
 )  # fmt: skip
 
 
@@ -342,7 +344,7 @@ def test_an_empty_version_range_is_refused(low: int, high: int) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "form", "value"),
-    [(16, "H", 0), (18, "H", 65), (20, "I", 0), (20, "I", 1), (20, "I", 32768), (48, "Q", 0), (56, "Q", (1 << 64) - 1), (64, "Q", 0)],
+    [(16, "H", 0), (18, "H", 257), (20, "I", 0), (20, "I", 1), (20, "I", 32768), (48, "Q", 0), (56, "Q", (1 << 64) - 1), (64, "Q", 0)],
 )  # fmt: skip
 def test_a_welcome_with_impossible_values_is_refused(offset: int, form: str, value: int) -> None:
     assert "WELCOME" in refused(changed(WELCOME, offset, form, value), 3)
@@ -350,7 +352,7 @@ def test_a_welcome_with_impossible_values_is_refused(offset: int, form: str, val
 
 @pytest.mark.parametrize(
     ("offset", "form", "value"),
-    [(24, "I", 64), (32, "Q", (1 << 64) - 1), (40, "Q", 0), (40, "Q", (1 << 64) - 1)],
+    [(24, "I", 256), (32, "Q", (1 << 64) - 1), (40, "Q", 0), (40, "Q", (1 << 64) - 1)],
 )
 def test_a_run_that_is_no_range_is_refused(offset: int, form: str, value: int) -> None:
     refused(changed(SEGMENTS, offset, form, value), 3)
@@ -406,7 +408,8 @@ def test_a_round_that_contradicts_itself_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("offset", "form", "value"), [(16, "Q", 0), (16, "Q", 1 << 63), (24, "Q", 3), (32, "Q", 5), (40, "I", 64)]
+    ("offset", "form", "value"),
+    [(16, "Q", 0), (16, "Q", 1 << 63), (24, "Q", 3), (32, "Q", 5), (40, "I", 128)],
 )
 def test_a_grow_with_impossible_values_is_refused(offset: int, form: str, value: int) -> None:
     assert "GROW" in refused(changed(GROW, offset, form, value))
