@@ -1,6 +1,6 @@
 """`dpdkmem`: what a primary's memory looks like, for people and as JSON. One function per verb, a call or two each.
 
-Rules: reads only; nothing here changes a memory (`demo` makes one of its own). Each verb asks the primary over its query socket;
+Rules: the verbs here read only (`demo` makes a memory of its own); those that change something are shared/admin_cli.py's. Each verb asks the primary over its query socket;
 with --offline it reads the control segment in whatever process still holds it. Heavy imports (ZeroMQ, the C library) stand
 inside the functions that need them: `dpdkmem --help` is quick, and works where the C library cannot be loaded.
 
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, cast
 import click
 
 from dpdkmem import __version__
+from dpdkmem.shared.admin_cli import COMMANDS as ADMIN_COMMANDS
 from dpdkmem.shared.errors import DpdkmemError, PeerProtocolError, ProtocolError
 from dpdkmem.shared.render import Style
 from dpdkmem.shared.units import NS_PER_S
@@ -197,7 +198,7 @@ def sessions(context: _Context, *, offline: bool, as_json: bool) -> None:
 @click.option(
     "--topic",
     "topics",
-    type=click.Choice(["map", "session", "limit", "fault"]),
+    type=click.Choice(["map", "session", "limit", "fault", "admin"]),
     multiple=True,
     help="Only these; may be repeated.",
 )
@@ -287,6 +288,10 @@ def demo(seconds: float, workers: int, *, no_huge: bool) -> None:
     from dpdkmem.secondary.demo import run
 
     sys.exit(run(seconds=seconds, n_workers=workers, no_huge=no_huge, style=_style()))
+
+
+for _command in ADMIN_COMMANDS:
+    main.add_command(_command)
 
 
 # ---- asking ----

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "follower.h"
+#include "validator.h"
 #include "walks.h"
 
 enum { DEFAULT_TIMEOUT_MS = 5000, MAX_ATTACHMENTS = 16 };
@@ -188,6 +189,8 @@ static struct dm_memory *memory_new(const struct dm_attach_options *options)
 		goto free_both;
 	if (dm_seg_fds_create(m) || dm_readers_create(m))
 		goto delete_key;
+	if (dm_validators_create(m))
+		goto destroy_readers;
 	m->follower = f;
 	m->grow = dm_follower_grow;
 	m->external = dm_follower_external;
@@ -206,6 +209,8 @@ static struct dm_memory *memory_new(const struct dm_attach_options *options)
 	set_name(f, options->name);
 	snprintf(f->socket_path, sizeof(f->socket_path), "%s", options->socket_path);
 	return m;
+destroy_readers:
+	dm_readers_destroy(m);
 delete_key:
 	dm_seg_fds_destroy(m);
 	pthread_key_delete(m->thread_key);
@@ -307,6 +312,7 @@ int dm_attach(const struct dm_attach_options *options, struct dm_memory **out, c
 	*out = m;
 	return 0;
 drop:
+	dm_validators_destroy(m);
 	dm_readers_destroy(m);
 	dm_seg_fds_destroy(m);
 	follower_free(m->follower);
@@ -335,11 +341,12 @@ int dm_detach(struct dm_memory *m)
 	if (!m)
 		return 0;
 	f = m->follower;
-	if (dm_readers_called_from(m) || dm_map_read_is_held(m))
+	if (dm_readers_called_from(m) || dm_map_read_is_held(m) || dm_validators_called_from(m))
 		return -EDEADLK;
 	forget(m);
 	dm_readers_stop(m);
 	if (atomic_load(&m->state) == -ECHILD) { /* nothing of it is mapped here, and no thread came along */
+		dm_validators_destroy(m);
 		dm_readers_destroy(m);
 		dm_seg_fds_destroy(m);
 		follower_free(f);
@@ -347,7 +354,8 @@ int dm_detach(struct dm_memory *m)
 	}
 	atomic_store(&m->state, -ESHUTDOWN);
 	dm_thread_leave(m);
-	stop_follower(f); /* it asks the readers before it unmaps: they end after it */
+	stop_follower(f); /* it asks the readers before it unmaps, and queues questions for validators: they end after it */
+	dm_validators_destroy(m);
 	dm_readers_destroy(m);
 	dm_seg_fds_destroy(m);
 	follower_free(f);

@@ -29,6 +29,7 @@ extern "Python" {
         void *arg);
     int dmpy_memseg_list_walk(const struct dm_list_info *list, void *arg);
     int dmpy_external(void *ctx, const struct dm_external_request *request, struct dm_external_answer *answer);
+    int dmpy_validate(int32_t numa_node, uint64_t limit, uint64_t new_len, char *reason, void *arg);
 }
 """
 

@@ -41,7 +41,8 @@ enum { DM_ATTACH_NO_GUARD = 1 /* do without userfaultfd: map present ranges only
  * -ETIMEDOUT, -EALREADY this process is attached to that primary already, or an errno of the system call named. */
 int dm_attach(const struct dm_attach_options *options, struct dm_memory **out, char *error, size_t error_bytes);
 /* Unmaps everything, gives back the lanes, says goodbye. Blocks of this session become orphaned. NULL is fine.
- * -EDEADLK: called from inside a memory event callback or a walk, or under the read lock of the map; nothing is changed. */
+ * -EDEADLK: called from inside a memory event callback, a walk or a validator, or under the read lock of the map; nothing is
+ * changed. */
 int dm_detach(struct dm_memory *m);
 /* 0 attached; -EPIPE the primary is gone (what is mapped still works); -ESTALE evicted; -ECHILD after fork(). */
 int dm_attachment_state(struct dm_memory *m, char *text, size_t text_bytes);
@@ -370,3 +371,18 @@ int dm_mem_check_dma_mask_thread_unsafe(struct dm_memory *m, uint32_t mask_bits)
 /* Restricts memory that comes, while there is none yet. -EINVAL, -EBUSY: there is some, check instead. */
 int dm_mem_set_dma_mask(struct dm_memory *m, uint32_t mask_bits);
 uint32_t dm_mem_get_dma_mask(const struct dm_memory *m); /* bits; 0: none */
+/* ---- allocation validators ---- */
+
+enum { DM_VALIDATOR_NAME_BYTES = 64, DM_VALIDATOR_REASON_BYTES = 256 }; /* with NUL */
+/* May the memory of this NUMA node grow to new_len bytes, which is more than limit? 0: yes. < 0: no; reason (zeroed) may get words
+ * for who asked for the memory. Called on a thread of the library's, before any page is taken. While it runs the growth
+ * waits, up to the primary's --ack-timeout: it must not allocate, since what it allocates may have to grow. */
+typedef int (*dm_mem_alloc_validator)(int32_t numa_node, uint64_t limit, uint64_t new_len, char *reason, void *arg);
+/* Asks the function from now on before each growth that would bring the node above limit bytes. Several are asked in the order of their
+ * registration, all of them, and one refusal refuses. The registration ends with the attachment, and when the process dies.
+ * -EINVAL empty name, no function, numa_node < 0 or without memory; -ENAMETOOLONG 64 bytes or more; -EEXIST registered here
+ * under that name for that node; -ENOMEM; -ENOTSUP the primary's memory does not grow (--legacy-mem), or this is the primary. */
+int dm_mem_alloc_validator_register(struct dm_memory *m, const char *name, dm_mem_alloc_validator function, int32_t numa_node,
+	uint64_t limit, void *arg);
+/* It is not called any more once this returns. -EINVAL, -ENAMETOOLONG, -ENOENT, -ENOTSUP. */
+int dm_mem_alloc_validator_unregister(struct dm_memory *m, const char *name, int32_t numa_node);

@@ -20,6 +20,7 @@
 
 #include "follower.h"
 #include "futex.h"
+#include "validator.h"
 
 enum {
 	POLL_MS = 500,            /* how late the thread notices a stop whose socket somebody else closed */
@@ -157,6 +158,9 @@ static bool handle(struct dm_follower *f, struct dm_packet *p)
 		return true;
 	case DM_WIRE_FDS:
 		handle_fds(f, p);
+		return true;
+	case DM_WIRE_VALIDATE:
+		dm_validators_ask(f->m, &p->validate);
 		return true;
 	case DM_WIRE_END:
 		end(f, end_state(p->text.status), p->text.text);
@@ -391,9 +395,10 @@ static int look_for_answer(struct dm_follower *f, struct dm_request *r, char *te
 }
 
 /* The commit itself wakes us, by the futex word of the event log: the answer by message would come two threads later. If
- * somebody else takes what came, the heap asks again. Without futex_waitv(2) the answer is waited for. */
+ * somebody else takes what came, the heap asks again. Without futex_waitv(2) the answer is waited for. growth: NULL for a
+ * request that no event answers. */
 static int wait_for_answer(struct dm_follower *f, struct dm_request *r, uint32_t id,
-			   const struct dm_grow_request *request, uint64_t seq, char *text)
+			   const struct dm_grow_request *growth, uint64_t seq, char *text)
 {
 	_Atomic uint32_t *const words[2] = {&r->word, &f->m->ctl->event_signal};
 	int64_t until = dm_now_ns(CLOCK_MONOTONIC) + (int64_t)GROW_TIMEOUT_MS * 1000000;
@@ -404,13 +409,29 @@ static int wait_for_answer(struct dm_follower *f, struct dm_request *r, uint32_t
 
 		if (rc != -EAGAIN)
 			return rc;
-		if (memory_came(f->m->ctl, request, &seq))
+		if (growth && memory_came(f->m->ctl, growth, &seq))
 			return 0;
 		if (dm_futex_wait_two(words, expected, dm_now_ns(CLOCK_MONOTONIC) + WAIT_CHUNK_MS * 1000000L) == -ENOSYS)
 			dm_futex_wait(&r->word, expected[0], WAIT_CHUNK_MS * 1000000L);
 	}
-	snprintf(text, DM_ERROR_BYTES, "the primary has not answered for %d s: it is stopped or overloaded", GROW_TIMEOUT_MS / 1000);
+	snprintf(text, DM_ERROR_BYTES, "no answer for %d s: the primary is stopped or overloaded%s", GROW_TIMEOUT_MS / 1000, growth ? "" :
+		 ", or it waits for a process that is stopped or has not read a FREE event; it goes on with it");
 	return -ETIMEDOUT;
+}
+
+static int send_request(struct dm_follower *f, const struct dm_wire_header *message, const int *fds, char *text)
+{
+	int err;
+
+	if (!dm_app_fd_is_ours(f)) {
+		snprintf(text, DM_ERROR_BYTES, "descriptor %d of the session was closed by this process (os.closerange()?): "
+			 "memory that is there still works, growth needs detach and attach", f->app_fd);
+		return -EBADF;
+	}
+	err = dm_packet_send_fds(f->app_fd, message, fds);
+	if (err)
+		snprintf(text, DM_ERROR_BYTES, "cannot ask the primary: %s", err == -EPIPE ? "it has ended" : strerror(-err));
+	return err;
 }
 
 static int request_growth(struct dm_follower *f, struct dm_request *r, uint32_t id,
@@ -425,63 +446,39 @@ static int request_growth(struct dm_follower *f, struct dm_request *r, uint32_t 
 		.flags = request->flags,
 	};
 	uint64_t seq = atomic_load_explicit(&f->m->ctl->event_seq, memory_order_acquire);
-	int err;
+	int err = send_request(f, &grow.h, NULL, text);
 
-	if (!dm_app_fd_is_ours(f)) {
-		snprintf(text, DM_ERROR_BYTES, "descriptor %d of the session was closed by this process (os.closerange()?): "
-			 "memory that is there still works, growth needs detach and attach", f->app_fd);
-		return -EBADF;
-	}
-	err = dm_packet_send(f->app_fd, &grow, sizeof(grow));
-	if (err) {
-		snprintf(text, DM_ERROR_BYTES, "cannot ask the primary for memory: %s", err == -EPIPE ? "it has ended" : strerror(-err));
-		return err;
-	}
-	return wait_for_answer(f, r, id, request, seq, text);
+	return err ? err : wait_for_answer(f, r, id, request, seq, text);
 }
 
-static int wait_for_reply(struct dm_follower *f, struct dm_request *r, uint32_t id, char *text)
+/* A slot and an id for a request, if the attachment lives. */
+static int begin_request(struct dm_follower *f, struct dm_request **r, uint32_t *id, char *text)
 {
-	int64_t until = dm_now_ns(CLOCK_MONOTONIC) + (int64_t)GROW_TIMEOUT_MS * 1000000;
-
-	while (dm_now_ns(CLOCK_MONOTONIC) < until) {
-		int rc = look_for_answer(f, r, text);
-
-		if (rc != -EAGAIN)
-			return rc;
-		dm_futex_wait(&r->word, request_word(id, REQUEST_WAITING), WAIT_CHUNK_MS * 1000000L);
-	}
-	snprintf(text, DM_ERROR_BYTES, "no answer for %d s: the primary is stopped or overloaded, or it waits for a process that is stopped "
-		 "or has not read a FREE event; it goes on with it", GROW_TIMEOUT_MS / 1000);
-	return -ETIMEDOUT;
-}
-
-int dm_follower_ask(struct dm_follower *f, struct dm_wire_header *request, const int *fds, int64_t *value, char *text)
-{
-	struct dm_request *r;
 	int err = atomic_load(&f->m->state);
 
 	if (err) {
-		snprintf(text, DM_ERROR_BYTES, "%.480s", f->error);
+		snprintf(text, DM_ERROR_BYTES, "the primary cannot be asked: %.470s", f->error);
 		return err;
 	}
-	if (!dm_app_fd_is_ours(f)) {
-		snprintf(text, DM_ERROR_BYTES, "descriptor %d of the session was closed by this process (os.closerange()?): detach and attach",
-			 f->app_fd);
-		return -EBADF;
-	}
-	r = take_request(f, &request->request_id);
-	if (!r) {
-		snprintf(text, DM_ERROR_BYTES, "%d threads of this process wait for the primary already", DM_MAX_REQUESTS);
-		return -EBUSY;
-	}
-	err = dm_packet_send_fds(f->app_fd, request, fds);
+	*r = take_request(f, id);
+	if (*r)
+		return 0;
+	snprintf(text, DM_ERROR_BYTES, "%d threads of this process wait for the primary already", DM_MAX_REQUESTS);
+	return -EBUSY;
+}
+
+int dm_follower_ask(struct dm_follower *f, struct dm_wire_header *message, const int *fds, int64_t *value, char *text)
+{
+	struct dm_request *r;
+	int err = begin_request(f, &r, &message->request_id, text);
+
 	if (err)
-		snprintf(text, DM_ERROR_BYTES, "cannot ask the primary: %s", err == -EPIPE ? "it has ended" : strerror(-err));
-	else
-		err = wait_for_reply(f, r, request->request_id, text);
+		return err;
+	err = send_request(f, message, fds, text);
+	if (!err)
+		err = wait_for_answer(f, r, message->request_id, NULL, 0, text);
 	*value = r->value;
-	give_request(r, request->request_id);
+	give_request(r, message->request_id);
 	return err;
 }
 
@@ -490,17 +487,10 @@ int dm_follower_grow(void *ctx, const struct dm_grow_request *request, char *tex
 	struct dm_follower *f = ctx;
 	struct dm_request *r;
 	uint32_t id;
-	int err = atomic_load(&f->m->state);
+	int err = begin_request(f, &r, &id, text);
 
-	if (err) {
-		snprintf(text, DM_ERROR_BYTES, "the map cannot grow: %.480s", f->error);
+	if (err)
 		return err;
-	}
-	r = take_request(f, &id);
-	if (!r) {
-		snprintf(text, DM_ERROR_BYTES, "%d threads of this process wait for growth already", DM_MAX_REQUESTS);
-		return -EBUSY;
-	}
 	err = request_growth(f, r, id, request, text);
 	give_request(r, id);
 	return err;

@@ -89,6 +89,7 @@ struct dm_packet {
 		struct dm_wire_text text;
 		struct dm_wire_external_done external_done;
 		struct dm_wire_external_file external_file;
+		struct dm_wire_validate validate;
 	};
 	size_t n_bytes;
 	int fds[DM_WIRE_MAX_FDS];
@@ -99,6 +100,7 @@ struct dm_packet {
 /* packet.c */
 int dm_packet_send(int sock, const void *message, size_t bytes);
 int dm_packet_send_fds(int sock, const struct dm_wire_header *message, const int *fds); /* as many as it says */
+int dm_packet_try_send(int sock, const void *message, size_t bytes); /* -EAGAIN: the peer does not read */
 /* 1 received and syntactically sound; 0 timeout; -EPIPE end of file; -EPROTO malformed, error says how. */
 int dm_packet_receive(int sock, struct dm_packet *p, int timeout_ms, char *error, size_t error_bytes);
 void dm_packet_close(struct dm_packet *p);

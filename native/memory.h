@@ -47,6 +47,7 @@ struct dm_memory {
 	struct dm_follower *follower; /* NULL in the primary */
 	struct dm_readers *readers; /* event.c */
 	struct dm_seg_fds *seg_fds; /* seg_fd.c; NULL in an offline reader */
+	struct dm_validators *validators; /* validator.c; NULL in the primary */
 	_Atomic uint32_t n_references; /* the attachment, and each thread's part: robust lists run through ctl */
 	void (*release)(struct dm_memory *m); /* of the last reference: deletes thread_key, unmaps ctl, frees m; may be NULL */
 };
@@ -94,8 +95,6 @@ void dm_tag_name(const struct dm_control *c, uint32_t tag_id, char text[DM_NAME_
 /* heap.c, rebuild.c, heap_law.c, segments.c, reap.c */
 int dm_heap_rebuild(struct dm_memory *m, uint32_t heap_idx);      /* under its lock */
 int dm_heap_is_valid(struct dm_memory *m, uint32_t heap_idx, char *text, size_t text_bytes); /* under its lock: the laws */
-/* Primary: frees all that a dead owner left: its zones and blocks, orphaned ones included. Same report. */
-int dm_owner_free_blocks(struct dm_memory *m, uint32_t owner_id, struct dm_reap_report *out);
 
 /* zone.c, zone_index.c */
 int dm_zones_rebuild(struct dm_memory *m);                        /* under the zone lock */

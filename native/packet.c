@@ -23,6 +23,11 @@ int dm_packet_send(int sock, const void *message, size_t bytes)
 	return n < 0 ? -errno : 0;
 }
 
+int dm_packet_try_send(int sock, const void *message, size_t bytes)
+{
+	return send(sock, message, bytes, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+}
+
 int dm_packet_send_fds(int sock, const struct dm_wire_header *message, const int *fds)
 {
 	union {
@@ -103,6 +108,7 @@ static size_t least_bytes(uint16_t type)
 	case DM_WIRE_EXTERNAL_FILE: return sizeof(struct dm_wire_external_file);
 	case DM_WIRE_DONE:
 	case DM_WIRE_END: return sizeof(struct dm_wire_text);
+	case DM_WIRE_VALIDATE: return sizeof(struct dm_wire_validate);
 	default: return 0;
 	}
 }

@@ -226,3 +226,23 @@ void dm_external_text(const struct dm_memory *m, uint32_t owner_id, char *text);
 /* This process's own mapping of a shared chunk; -EADDRNOTAVAIL: text names what lies there. */
 int dm_external_map(const struct dm_memory *m, uint32_t list_idx, int fd, uint64_t offset, char *text);
 int dm_external_unmap(const struct dm_memory *m, uint32_t list_idx);
+/* ---- the floor (floor.c) and ops ---- */
+
+/* Marks up to n PRESENT memsegs of a list as never leaving, used ones first; or takes marks off, free ones first, so that they may
+ * leave. *n gets how many it was. -ETIMEDOUT: the heap stayed locked. */
+int dm_floor_raise(struct dm_memory *m, uint32_t list_idx, uint64_t n, uint64_t *n_marked);
+int dm_floor_lower(struct dm_memory *m, uint32_t list_idx, uint64_t n, uint64_t *n_unmarked);
+uint64_t dm_floor_count(const struct dm_memory *m, uint32_t list_idx); /* marked memsegs */
+/* Frees all that a dead owner left: its zones and blocks, orphaned ones included. Same report as the reaper's. -ETIMEDOUT: again later. */
+int dm_owner_free_blocks(struct dm_memory *m, uint32_t owner_id, struct dm_reap_report *out);
+
+/* ---- plug-ins: validators in shared objects (validator.c) ---- */
+
+struct dm_validator_question {
+	uint64_t limit, new_len;
+	int32_t numa_node;
+};
+int dm_plugin_open(const char *path, const char *symbol, void **handle, uint64_t *address, char *error, size_t error_bytes);
+void dm_plugin_close(void *handle);
+/* Calls the dm_mem_alloc_validator at an address; reason has DM_VALIDATOR_REASON_BYTES. */
+int dm_plugin_validate(uint64_t address, const struct dm_validator_question *question, char *reason, void *arg);

@@ -184,12 +184,12 @@ int dm_owner_free_blocks(struct dm_memory *m, uint32_t owner_id, struct dm_reap_
 
 	*out = (struct dm_reap_report){ 0 };
 	for (uint32_t i = 0; dm_memzone_next(m, &i, &z) == 0;) {
-		if (z.owner_id != owner_id)
-			continue;
-		if (dm_memzone_free(m, z.zone_idx, z.generation) != 0)
-			continue; /* somebody else has freed it */
-		out->n_reclaimed++;
-		out->reclaimed_bytes += z.bytes;
+		int err = 0;
+
+		if (z.owner_id == owner_id)
+			err = dm_zone_forget(m, z.zone_idx, z.generation, owner_id, DM_PRIMARY_WAIT_NS);
+		if (err != 0 && err != -EINVAL) /* which means that somebody else has freed it */
+			return err;
 	}
 	return sweep_blocks(m, owner_id, true, out);
 }

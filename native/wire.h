@@ -16,6 +16,8 @@ enum {
 	DM_WIRE_MAX_SENT_FDS = 2, /* with a message of a secondary: EXTERNAL */
 	DM_WIRE_TEXT_BYTES = 512,
 	DM_WIRE_MAX_RUNS = 253,
+	DM_WIRE_VALIDATOR_BYTES = 64,  /* a validator's name with NUL, as RTE_MEM_ALLOC_VALIDATOR_NAME_LEN */
+	DM_WIRE_REASON_BYTES = 256,
 };
 #define DM_WIRE_MAGIC UINT32_C(0x31534d44) /* "DMS1" */
 
@@ -36,6 +38,10 @@ enum dm_wire_type {
 	DM_WIRE_EXTERNAL = 20,      /* -> heaps and memory that the program brings; with its descriptors */
 	DM_WIRE_EXTERNAL_DONE = 21, /* <- the answer to EXTERNAL */
 	DM_WIRE_EXTERNAL_FILE = 22, /* <- the file of shared external memory, one descriptor; SEGMENTS or ROUND says when to map it */
+	DM_WIRE_VALIDATOR_REGISTER = 40,   /* -> answered by DONE */
+	DM_WIRE_VALIDATOR_UNREGISTER = 41, /* -> answered by DONE; asked no more once that has come */
+	DM_WIRE_VALIDATE = 42,  /* <- may the map grow? */
+	DM_WIRE_VERDICT = 43,   /* -> the answer to VALIDATE, with its request_id */
 	DM_WIRE_GET_FDS = 50,   /* -> */
 	DM_WIRE_FDS = 51,       /* <- the answer, with descriptors; where there are none, DONE with the reason */
 };
@@ -45,7 +51,7 @@ struct dm_wire_header {
 	uint16_t type;
 	uint16_t n_fds;             /* that come with this message */
 	uint32_t bytes;             /* of the whole message */
-	uint32_t request_id;        /* GROW, EXTERNAL, GET_FDS and their answers; else 0 */
+	uint32_t request_id;        /* of requests and their answers, of VALIDATE and VERDICT; else 0 */
 };
 static_assert(sizeof(struct dm_wire_header) == 16, "wire");
 
@@ -175,6 +181,32 @@ struct dm_wire_external_file {
 };
 static_assert(sizeof(struct dm_wire_external_file) == 40, "wire");
 enum { DM_EXTERNAL_FILE_READ_ONLY = 1 };
+/* VALIDATOR_REGISTER and VALIDATOR_UNREGISTER (limit 0) */
+struct dm_wire_validator {
+	struct dm_wire_header h;
+	uint64_t limit;             /* asked when a growth would bring the node's memory above it */
+	int32_t numa_node;
+	uint32_t reserved;
+	char name[DM_WIRE_VALIDATOR_BYTES];
+};
+static_assert(sizeof(struct dm_wire_validator) == 96, "wire");
+
+struct dm_wire_validate {
+	struct dm_wire_header h;
+	uint64_t limit, new_len;    /* of the validator; bytes of the node after the growth */
+	int32_t numa_node;
+	uint32_t reserved;
+	char name[DM_WIRE_VALIDATOR_BYTES];
+};
+static_assert(sizeof(struct dm_wire_validate) == 104, "wire");
+
+struct dm_wire_verdict {
+	struct dm_wire_header h;
+	int32_t status;             /* 0: go ahead, else an errno */
+	uint32_t reserved;
+	char reason[DM_WIRE_REASON_BYTES]; /* of a refusal, for who asked */
+};
+static_assert(sizeof(struct dm_wire_verdict) == 280, "wire");
 
 enum dm_end_code {
 	DM_END_BYE = 0,             /* the answer to BYE */

@@ -281,8 +281,8 @@ int dm_zone_return_run(struct dm_memory *m, uint32_t i, const struct dm_block_pl
 	return 0;
 }
 
-/* -EINVAL: that reservation is gone. 1: the record is gone and *b is its run, ours to free. 0: it had no run. */
-static int remove_record(struct dm_memory *m, uint32_t zone_idx, uint32_t generation, struct dm_block_place *b)
+/* -EINVAL: that reservation is gone. 1: the record is gone, *b is its run and in the books of owner_id. 0: it had no run. */
+static int remove_record(struct dm_memory *m, uint32_t zone_idx, uint32_t generation, uint32_t owner_id, struct dm_block_place *b)
 {
 	struct dm_zone z;
 	bool has_run;
@@ -292,9 +292,21 @@ static int remove_record(struct dm_memory *m, uint32_t zone_idx, uint32_t genera
 	has_run = dm_block_find(m->ctl, z.vaddr, b) == 0 && b->vaddr == z.vaddr && !b->is_small &&
 		  dm_mark_tag(b->mark) == DM_TAG_MEMZONE;
 	if (has_run)
-		assign_run(m, b, m->owner_id);
+		assign_run(m, b, owner_id);
 	dm_zone_remove(m->ctl, zone_idx);
 	return has_run;
+}
+
+int dm_zone_forget(struct dm_memory *m, uint32_t zone_idx, uint32_t generation, uint32_t owner_id, int64_t timeout_ns)
+{
+	struct dm_block_place b;
+	int err = dm_zone_lock(m, timeout_ns);
+
+	if (err != 0)
+		return err;
+	err = remove_record(m, zone_idx, generation, owner_id, &b);
+	dm_zone_unlock(m);
+	return err < 0 ? err : 0;
 }
 
 int dm_memzone_free(struct dm_memory *m, uint32_t zone_idx, uint32_t generation)
@@ -306,7 +318,7 @@ int dm_memzone_free(struct dm_memory *m, uint32_t zone_idx, uint32_t generation)
 		err = dm_zone_lock(m, -1);
 	if (err != 0)
 		return err;
-	err = remove_record(m, zone_idx, generation, &b);
+	err = remove_record(m, zone_idx, generation, m->owner_id, &b);
 	dm_zone_unlock(m);
 	DM_CRASH_POINT("zone: record gone, run not");
 	if (err == 1)

@@ -16,6 +16,8 @@ int dm_zone_find_locked(const struct dm_control *c, const char *name, uint32_t *
 int dm_zone_insert(struct dm_control *c, const struct dm_zone *zone, uint32_t *i, uint32_t *generation); /* -ENOSPC */
 void dm_zone_remove(struct dm_control *c, uint32_t i);
 
+/* zone.c: removes the record of a dead owner's zone. Its run stays in that owner's books, as a half-made zone's does: for the reaper. */
+int dm_zone_forget(struct dm_memory *m, uint32_t zone_idx, uint32_t generation, uint32_t owner_id, int64_t timeout_ns);
 /* zone.c: puts the run of zone i back into the books of the zone's owner, if all is still as *b says. 0 or the lock's error. */
 int dm_zone_return_run(struct dm_memory *m, uint32_t i, const struct dm_block_place *b, int64_t timeout_ns);
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.primary.limits import LimitRecord
     from dpdkmem.primary.service import Primary
+    from dpdkmem.shared.model import ListInfo
+    from dpdkmem.shared.quota_report import MemoryLimits, QuotaFields
     from dpdkmem.shared.snapshot import RoundFields, SessionExtra, TimingFields
 
 _NS_PER_US = 1000
@@ -55,6 +57,49 @@ class Backend:
         """Return everything that can end the growth of the map."""
         return host_limits()
 
+    def memory_limits(self) -> MemoryLimits:
+        """Return the floors, the ceilings and what is used, and who must be asked."""
+        quota, growth = self._primary.quota, self._primary.growth
+        rows: list[QuotaFields] = []
+        for node in quota.nodes:
+            lists = quota.lists_of(node)
+            rows.append(self._quota_row(node, None, lists, quota.node_limit(node)))
+            rows += [
+                self._quota_row(node, info.page_bytes, [info], info.limit_segments * info.page_bytes)
+                for info in lists
+            ]
+        return {
+            "quotas": rows,
+            "validators": [
+                {
+                    "name": one.name,
+                    "numa_node": one.numa_node,
+                    "limit_bytes": one.limit_bytes,
+                    "owner_id": one.owner_id,
+                    "who": one.who,
+                    "n_asked": one.n_asked,
+                    "n_refused": one.n_refused,
+                    "is_silent": one.owes,
+                }
+                for one in self._primary.validators.all
+            ],
+            "hysteresis_segments": quota.hysteresis_segments,
+            "warm_reserve_bytes": growth.reserve.target_bytes,
+        }
+
+    def _quota_row(
+        self, node: int, page_bytes: int | None, lists: Sequence[ListInfo], limit_bytes: int | None
+    ) -> QuotaFields:
+        quota = self._primary.quota
+        return {
+            "numa_node": node,
+            "page_bytes": page_bytes,
+            "floor_bytes": sum(quota.floor_of_list(info) for info in lists),
+            "used_bytes": sum(quota.used_of_list(info) for info in lists),
+            "warm_bytes": sum(info.n_warm * info.page_bytes for info in lists),
+            "limit_bytes": limit_bytes,
+        }
+
     def counters(self) -> Mapping[str, int]:
         """Return what is counted since the start."""
         p = self._primary
@@ -68,6 +113,8 @@ class Backend:
             "map.grow_failed": p.growth.stats.n_grow_failed,
             "map.shrunk": p.growth.stats.n_shrunk,
             "map.shrunk_bytes": p.growth.stats.shrunk_bytes,
+            "validators.asked": p.validators.n_asked,
+            "validators.refused": p.validators.n_refused,
             "rounds.done": p.publisher.stats.n_rounds,
             "rounds.failed": p.publisher.stats.n_failed,
             "rounds.late": p.publisher.stats.n_late,

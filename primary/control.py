@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dpdkmem.primary.limits import LimitRecord
     from dpdkmem.shared.control_wire import Request
     from dpdkmem.shared.explain import ExplainSource
+    from dpdkmem.shared.quota_report import MemoryLimits
     from dpdkmem.shared.runtime import RuntimePaths
     from dpdkmem.shared.snapshot import EventFields, RoundFields, SessionExtra, TimingFields
 
@@ -62,6 +63,9 @@ class QueryBackend(Protocol):
 
     def limits(self) -> Sequence[LimitRecord]:
         """Return everything that can end the growth of the map."""
+
+    def memory_limits(self) -> MemoryLimits:
+        """Return the floors, the ceilings and what is used, and who must be asked."""
 
     def counters(self) -> Mapping[str, int]:
         """Return what is counted, by name, since the start."""
@@ -242,6 +246,7 @@ class ControlServer:
             **snapshot.report_head("limits"),
             "prefix": self._backend.memory.control_info().prefix,
             "limits": [limit_fields(record) for record in self._backend.limits()],
+            "memory": self._backend.memory_limits(),
         }
 
     def _config(self) -> snapshot.ConfigReport:

@@ -5,22 +5,84 @@ the loop's thread while the program's waits.
 
 It raises RLIMIT_NOFILE of the program to its hard limit and makes the descriptor table that big: per-segment lists need it.
 
+Its validators are functions of this process, each asked on a thread of its own (validators.py).
+
 Threads: `EmbeddedPrimary` from any; never from a callback that runs on the loop's thread (there are none of the program's).
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dpdkmem.primary.service import Primary
+from dpdkmem.primary.validators import LocalAsker, Validator
+from dpdkmem.shared.errors import Closed
 from dpdkmem.shared.memory import UserMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
     from dpdkmem.shared.config import Config
+    from dpdkmem.shared.validator_rules import Callback
+
+_LOOK_S: Final = 0.1  # how often a thread that waits for the loop looks whether it ended
+
+
+class _ValidatorDoor:
+    """Registers validators of this process: the loop changes the list, the caller waits.
+
+    Args:
+        primary: whose.
+    """
+
+    def __init__(self, primary: Primary) -> None:
+        self._primary = primary
+        self._askers: dict[tuple[str, int], LocalAsker] = {}
+
+    @property
+    def called_from_inside(self) -> bool:
+        """Whether the caller runs inside a validator."""
+        return any(asker.called_from_inside for asker in list(self._askers.values()))
+
+    def register(self, name: str, callback: Callback, numa_node: int, limit_bytes: int) -> None:
+        """Ask a function from now on; `ValidatorMixin` says what is raised."""
+        asker = LocalAsker(callback, self._primary.loop, name)
+        one = Validator(name, numa_node, limit_bytes, asker, stop=asker.stop)
+        try:
+            self._on_loop(lambda: self._primary.validators.register(one))
+        except BaseException:
+            asker.stop()
+            raise
+        self._askers[name, numa_node] = asker
+
+    def unregister(self, name: str, numa_node: int) -> None:
+        """Ask it no more, and wait for a call that runs, except from inside it."""
+        self._on_loop(lambda: self._primary.validators.unregister(name, numa_node))
+        asker = self._askers.pop((name, numa_node), None)
+        if asker is not None:
+            asker.join()
+
+    def _on_loop(self, do: Callable[[], None]) -> None:
+        """Do something on the loop's thread, and raise here what it raises."""
+        errors: list[BaseException] = []
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                do()
+            except BaseException as error:  # noqa: BLE001 - raised again, in the thread that asked
+                errors.append(error)
+            done.set()
+
+        self._primary.loop.call_soon_threadsafe(run)
+        while not done.wait(_LOOK_S):
+            if self._primary.native.closed:
+                raise Closed("this primary has ended")
+        if errors:
+            raise errors[0]
 
 
 class EmbeddedPrimary(UserMemory):
@@ -29,6 +91,7 @@ class EmbeddedPrimary(UserMemory):
     def __init__(self, primary: Primary) -> None:
         super().__init__(primary.native)
         self.primary = primary
+        self.__dict__["validators"] = _ValidatorDoor(primary)  # in place of the one that asks over a session
         self._thread = threading.Thread(target=primary.run, name="dm-primary", daemon=True)
         self._thread.start()
 

@@ -20,12 +20,14 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem import native
 from dpdkmem.primary.placement import Placer
+from dpdkmem.primary.quota import Quota
 from dpdkmem.primary.warm import WarmReserve
 from dpdkmem.shared.errors import (
     Attempt,
@@ -38,11 +40,11 @@ from dpdkmem.shared.errors import (
 )
 from dpdkmem.shared.kinds import SegmentForm, SupplyKind
 from dpdkmem.shared.messages import RoundOp, Run
-from dpdkmem.shared.model import EventType, SegFlag, SegState
+from dpdkmem.shared.model import EventType, ListInfo, SegFlag, SegState
 from dpdkmem.shared.units import align_up, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.primary.limits import LimitGuard
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from dpdkmem.primary.publication import Failure, Member, Publisher
     from dpdkmem.primary.supplies import SegmentFiles
     from dpdkmem.shared.config import MemoryConfig
-    from dpdkmem.shared.model import GrowRequest, ListInfo
+    from dpdkmem.shared.model import GrowRequest
 
 _LOG = logging.getLogger(__name__)
 INLINE_BYTES: Final = (
@@ -71,6 +73,10 @@ _REMOVE_RETRY_S: Final = (
 _VMAS_PER_SEGMENT: Final = 2  # an isolated segment is a mapping and splits the hole
 
 Outcome = DpdkmemError | None
+Admit = Callable[[ListInfo, int, Callable[[], None], Callable[[DpdkmemError], None]], None]
+"""Lets a growth of a list by so many bytes start, now or later, or refuses it: `Validators.admit`."""
+MayGrow = Callable[[ListInfo, int], DpdkmemError | None]
+"""Says why so many more bytes may not be made ahead: `Validators.may_grow`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +171,6 @@ class Growth:
         self._publisher = publisher
         self._members = members
         self._lists = lists
-        self._config = config
         self._guard = guard
         self._finder = finder
         self._placer = placer or Placer(memory, None, finder.find)
@@ -176,6 +181,10 @@ class Growth:
         self._grants: list[tuple[Run, float]] = []  # with the time until which they are left alone
         self._n_working = 0  # growths that the worker has not given back yet
         self._closed = False
+        self._whole = config.match_allocations
+        self.quota = Quota(memory, config, self._used_bytes)
+        self.may_grow: MayGrow = self.quota.refusal
+        self.admit: Admit = lambda _info, _n_bytes, start, _refuse: start()
         self.on_change: Callable[[EventType, Run, ListInfo], None] = lambda _type, _run, _info: None
         self.on_failure: Callable[[DpdkmemError], None] = lambda _error: None
         self.on_release: Callable[[], None] = lambda: None  # pages went back to their pool
@@ -231,11 +240,16 @@ class Growth:
         def try_others(error: DpdkmemError) -> None:
             self._grow_from(others, request, done, unmade, first_cause or error)
 
-        try:
+        n = self._segments_for(first, request)
+
+        def start() -> None:
             self._start(
-                first, self._segments_for(first, request), request.align, done, try_others,
+                first, n, request.align, done, try_others,
                 contiguous=bool(request.flags & native.AllocFlag.IOVA_CONTIG),
             )  # fmt: skip
+
+        try:
+            self.admit(first.info, n * first.info.page_bytes, start, try_others)
         except DpdkmemError as error:
             try_others(error)
 
@@ -252,7 +266,11 @@ class Growth:
 
     def grow_warm(self, memseg_list: MemsegList, n: int, done: Callable[[Outcome], None]) -> None:
         """Make n segments of the warm reserve; a failure is told to `done` only: nobody waits for them."""
+        info = memseg_list.info
         try:
+            refusal = self.may_grow(info, n * info.page_bytes)
+            if refusal is not None:
+                raise refusal
             self._start(memseg_list, n, 0, done, done, flags=SegFlag.WARM)
         except DpdkmemError as error:
             done(error)
@@ -337,17 +355,10 @@ class Growth:
         self._growing_bytes[list_idx] = self._growing_bytes.get(list_idx, 0) + job.n_bytes + job.search_bytes
 
     def _check_limits(self, memseg_list: MemsegList, n: int) -> None:
-        info = self._memory.list(memseg_list.info.list_idx)
-        wanted = n * info.page_bytes
-        self._check_node_limit(info.numa_node, wanted)
-        used = self._used_bytes(info)
-        if used + wanted > info.limit_segments * info.page_bytes:
-            raise LimitExceeded(
-                errno.ENOMEM,
-                f"{format_size(wanted)} more of {format_size(info.page_bytes)} pages on NUMA node {info.numa_node} would "
-                f"exceed the limit of {format_size(info.limit_segments * info.page_bytes)}; "
-                f"{format_size(used)} are in use: raise --pagesz-mem",
-            )
+        info = memseg_list.info
+        refusal = self.quota.refusal(info, n * info.page_bytes)
+        if refusal is not None:
+            raise refusal
         if info.form is SegmentForm.PER_SEGMENT:
             self._guard.check_descriptors(n)
             self._guard.check_map_count(_VMAS_PER_SEGMENT * n)
@@ -362,18 +373,6 @@ class Growth:
 
     def _used_bytes(self, info: ListInfo) -> int:
         return info.n_present * info.page_bytes + self._growing_bytes.get(info.list_idx, 0)
-
-    def _check_node_limit(self, numa_node: int, wanted: int) -> None:
-        limit = self._config.node_limit_bytes(numa_node)
-        if limit is None:
-            return
-        used = sum(self._used_bytes(info) for info in self._memory.lists() if info.numa_node == numa_node)
-        if used + wanted > limit:
-            raise LimitExceeded(
-                errno.ENOMEM,
-                f"{format_size(wanted)} more on NUMA node {numa_node} would exceed its limit of {format_size(limit)} "
-                f"(--socket-limit); {format_size(used)} are in use: free some, or raise the limit",
-            )
 
     def _make(self, job: _Growth) -> None:
         """Make the pages; on the worker or the loop's thread. A dry pool is filled if that is allowed, once."""
@@ -529,7 +528,7 @@ class Growth:
                 parts = _without(run, [grant for grant, _ in self._grants])
                 for part in parts:
                     rest = self.reserve.keep(memseg_list, part)
-                    n += self._shrink_run(memseg_list, rest) if rest is not None else 0
+                    n += self._shrink_run(memseg_list, rest, keep) if rest is not None else 0
                 if parts != [run]:
                     self._shrink_later(keep, _GRANT_S)
         return n
@@ -551,11 +550,9 @@ class Growth:
             if until > now and self._memory.is_untouched(grant.list_idx, grant.first_seg)
         ]
 
-    def _shrink_run(self, memseg_list: MemsegList, run: Run) -> int:
+    def _shrink_run(self, memseg_list: MemsegList, run: Run, keep: int) -> int:
         n = 0
-        most = (
-            run.n_segs if self._config.match_allocations else _MAX_SHRINK_SEGMENTS
-        )  # growths leave as wholes
+        most = run.n_segs if self._whole else _MAX_SHRINK_SEGMENTS  # growths leave as wholes
         while n < run.n_segs:
             part = min(run.n_segs - n, most)
             try:
@@ -563,7 +560,7 @@ class Growth:
             except (DpdkmemError, OSError) as error:
                 # Somebody took a block, or a pin, or holds the lock.
                 _LOG.debug("not shrunk: %s", error)
-                self._shrink_later(0, _SHRINK_RETRY_S)
+                self._shrink_later(keep, _SHRINK_RETRY_S)
                 return n
             n += part
         return n

@@ -15,7 +15,7 @@ from dpdkmem.shared.kinds import SupplyKind
 from dpdkmem.shared.units import align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dpdkmem.primary.growth import MemsegList
     from dpdkmem.shared.config import MemoryConfig
@@ -36,13 +36,31 @@ def plan_minimum(config: MemoryConfig, lists: Sequence[MemsegList]) -> list[tupl
         }
         wanted = _spread(config.minimum_bytes, free)
     may_add = config.reserve_hugepages_bytes > 0
-    plan: list[tuple[MemsegList, int]] = []
-    for node in nodes:
-        by_size = sorted(_of(lists, node), key=lambda one: one.info.page_bytes, reverse=True)
-        sizes = [(one.info.page_bytes, has[one.info.list_idx]) for one in by_size]
-        counts = split(wanted[node], sizes, may_add=may_add)
-        plan += [(one, n) for one, n in zip(by_size, counts, strict=True) if n]
-    return plan
+    return [
+        part for node in nodes for part in split_lists(_of(lists, node), wanted[node], has, may_add=may_add)
+    ]
+
+
+def split_lists(
+    lists: Sequence[MemsegList],
+    wanted_bytes: int,
+    has: Mapping[int, int] | None = None,
+    *,
+    may_add: bool = False,
+) -> list[tuple[MemsegList, int]]:
+    """Split an amount over the lists of a node, as `split` does.
+
+    Args:
+        lists: of the node.
+        wanted_bytes: at least so much.
+        has: list index -> pages that can be had; default: as the host tells.
+        may_add: as of `split`.
+    """
+    has = has if has is not None else {one.info.list_idx: available_pages(one.info) for one in lists}
+    by_size = sorted(lists, key=lambda one: one.info.page_bytes, reverse=True)
+    sizes = [(one.info.page_bytes, has[one.info.list_idx]) for one in by_size]
+    counts = split(wanted_bytes, sizes, may_add=may_add)
+    return [(one, n) for one, n in zip(by_size, counts, strict=True) if n]
 
 
 def split(wanted_bytes: int, sizes: Sequence[tuple[int, int]], *, may_add: bool = False) -> list[int]:

@@ -23,9 +23,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 from dpdkmem.native import PrimaryMemory, walks
 from dpdkmem.native.iova import Pagemap
+from dpdkmem.primary.admin import AdminServer
+from dpdkmem.primary.admin_verbs import AdminVerbs
 from dpdkmem.primary.backend import Backend
 from dpdkmem.primary.control import ControlServer
 from dpdkmem.primary.external import ExternalMemory
+from dpdkmem.primary.floors import FloorKeeper
 from dpdkmem.primary.growth import Growth, MemsegList
 from dpdkmem.primary.hugepages import HostPages
 from dpdkmem.primary.hugetlbfs import clean_stale_files
@@ -37,11 +40,14 @@ from dpdkmem.primary.loop import READABLE, Loop
 from dpdkmem.primary.minimum import plan_minimum
 from dpdkmem.primary.pagefinder import PageFinder
 from dpdkmem.primary.placement import Placer
+from dpdkmem.primary.plugins import register_all as register_plugins
 from dpdkmem.primary.publication import Publisher
 from dpdkmem.primary.reserve_journal import open_reserver
 from dpdkmem.primary.segment_fds import find_fds
+from dpdkmem.primary.session_validators import SessionValidators
 from dpdkmem.primary.sessions import OUT_OF_DESCRIPTORS, SessionTable
 from dpdkmem.primary.supplies import FilePlace, open_files
+from dpdkmem.primary.validators import Validators
 from dpdkmem.shared import runtime
 from dpdkmem.shared.channel import SeqpacketListener
 from dpdkmem.shared.config import check_host
@@ -60,15 +66,25 @@ from dpdkmem.shared.model import EventType, GrowRequest, PrimaryState
 from dpdkmem.shared.prefix_lock import abstract_session_socket, prefix_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from dpdkmem.primary.publication import Member
     from dpdkmem.primary.sessions import Session
+    from dpdkmem.primary.validators import Refusal, Validator
     from dpdkmem.shared.config import Config
-    from dpdkmem.shared.messages import External, ExternalFile, GetFds, Grow
+    from dpdkmem.shared.messages import (
+        External,
+        ExternalFile,
+        GetFds,
+        Grow,
+        ValidatorRegister,
+        ValidatorUnregister,
+        Verdict,
+    )
     from dpdkmem.shared.model import ListInfo, ReapReport
     from dpdkmem.shared.runtime import RuntimePaths
+    from dpdkmem.shared.validator_rules import Question
 
 _LOG = logging.getLogger(__name__)
 _HOUSEKEEPING_S: Final = 1.0  # how late a missed hint to shrink is noticed
@@ -272,10 +288,32 @@ class Primary:
             self.native, self.loop, self.publisher, self.sessions, self._publish_later
         )
         self.native.set_external(self._external_here)
+        self._make_limits()
         self.growth.on_change = self._on_change
         self.growth.on_failure = self._on_grow_failed
         self.growth.on_release = self._give_back_later
         self._stack.callback(self._close_parts)
+
+    def _make_limits(self) -> None:
+        """Make what stands before a growth, and what changes its limits."""
+        config = self.config
+        self.quota = self.growth.quota
+        self.quota.set_hysteresis(config.memory.hysteresis_segments)
+        self.validators = Validators(
+            self.loop,
+            self.quota,
+            config.sessions.ack_timeout_ns / 1e9,
+            config.sessions.on_lag,
+            may_register=not config.memory.legacy_mem,
+        )
+        self._stack.callback(self.validators.close)
+        self.validators.on_refusal = self._on_veto
+        self.validators.on_change = self._on_validators_changed
+        self.session_validators = SessionValidators(self.validators, self.sessions.tell)
+        self.growth.admit = self.validators.admit
+        self.growth.may_grow = self.validators.may_grow
+        self.floors = FloorKeeper(self.native, self.growth, self.quota, self.validators, self.lists)
+        register_plugins(config.memory.validators, self.validators, self.loop, self.quota.nodes)
 
     def _close_parts(self) -> None:
         self.native.set_state(PrimaryState.ENDING)
@@ -331,6 +369,8 @@ class Primary:
         # Who may attach is judged by SO_PEERCRED; the mode only has to let them reach the socket.
         self._listen(self.paths.session_socket, 0o666 if others else 0o600)
         self._open_control()
+        self.admin = AdminServer(self.paths.admin_socket, self.loop, AdminVerbs(self))
+        self._stack.callback(self.admin.close)
 
     def _listen(self, path: Path | str, mode: int) -> None:
         listener = SeqpacketListener(
@@ -368,14 +408,18 @@ class Primary:
             heap_idx=request.heap_idx,
             flags=_ALLOC_IOVA_CONTIG if request.iova_contiguous else 0,
         )
-        self._grow_when_possible(
-            wanted, lambda outcome: self.sessions.answer(session, _done(request, outcome))
-        )
+        self._grow_when_possible(wanted, lambda outcome: self.sessions.tell(session, _done(request, outcome)))
 
     def get_fds(self, session: Session, request: GetFds) -> None:
         """Serve a GET_FDS."""
         answer, fds = find_fds(self.lists, request)
-        self.sessions.answer(session, answer, fds)
+        self.sessions.tell(session, answer, fds)
+
+    def validator_message(
+        self, session: Session, message: ValidatorRegister | ValidatorUnregister | Verdict
+    ) -> None:
+        """Serve what a session says of its validators."""
+        self.session_validators.handle(session, message)
 
     def snapshot(self, *, one_file_runs: bool) -> tuple[tuple[Run, ...], int]:
         """Return the runs that a session must be told of, and the map version."""
@@ -416,6 +460,7 @@ class Primary:
         _LOG.info("%s ended: %s", session.describe(), why)
         self.publisher.forget(session)
         self.external.ended(session)
+        self.session_validators.ended(session)
         self._tell(Topic.SESSION, "ended", session, reason=why)
 
     def _tell(self, topic: Topic, what: str, session: Session, **more: object) -> None:
@@ -437,7 +482,7 @@ class Primary:
             )  # fmt: skip
         self._tell(Topic.SESSION, "reaped", session, **dataclasses.asdict(report))
         self.external.look_at_abandoned()
-        self._shrink()
+        self.shrink()
 
     def _concerns(self, session: Session, run: Run) -> bool:
         """Tell whether a MAP round is for a session."""
@@ -449,7 +494,7 @@ class Primary:
         """Serve an EXTERNAL."""
 
         def answer(status: int, value: int, text: str) -> None:
-            self.sessions.answer(session, ExternalDone(request.request_id, status, value, text))
+            self.sessions.tell(session, ExternalDone(request.request_id, status, value, text))
 
         self.external.handle(request, fds, session, answer)
 
@@ -462,7 +507,7 @@ class Primary:
     def _on_bell(self, _: int) -> None:
         """Memsegs fell free somewhere, or warm ones were claimed."""
         os.eventfd_read(self.native.bell_fd)
-        self._shrink()
+        self.shrink()
         self.growth.reserve.fill_later()
 
     def _grow_when_possible(self, request: GrowRequest, done: Callable[[DpdkmemError | None], None]) -> None:
@@ -485,8 +530,9 @@ class Primary:
             or (op is RoundOp.UNMAP and self.native.wants_free_rounds(session.owner_id))
         ]
 
-    def _shrink(self) -> None:
-        self.growth.shrink(0)
+    def shrink(self) -> None:
+        """Let go what is free, as far as the hysteresis allows."""
+        self.growth.shrink(self.quota.keep_segments())
 
     def _give_back_later(self) -> None:
         if not self._give_back_pending:
@@ -538,12 +584,49 @@ class Primary:
             topic = Topic.LIMIT if isinstance(error, (LimitExceeded, HugepagesExhausted)) else Topic.FAULT
             self.control.publish(topic, {"type": "grow_failed", "code": error.code, "text": str(error)})
 
+    def _on_veto(self, refusal: Refusal, question: Question) -> None:
+        one = refusal.validator
+        _LOG.warning("%s refused NUMA node %d: %s", one.describe(), one.numa_node, refusal.reason)
+        self.publish(
+            Topic.LIMIT,
+            {
+                "type": "vetoed",
+                "validator": one.name,
+                "owner_id": one.owner_id,
+                "who": one.who,
+                "reason": refusal.reason,
+                "is_silence": refusal.is_silence,
+                "numa_node": question.numa_node,
+                "limit_bytes": question.limit_bytes,
+                "new_len_bytes": question.new_len_bytes,
+            },
+        )
+
+    def _on_validators_changed(self, what: str, validator: Validator) -> None:
+        self.growth.reserve.renew()  # what is above a limit is no longer to be used without asking, or may be again
+        self.publish(
+            Topic.LIMIT,
+            {
+                "type": what,
+                "validator": validator.name,
+                "owner_id": validator.owner_id,
+                "who": validator.who,
+                "numa_node": validator.numa_node,
+                "limit_bytes": validator.limit_bytes,
+            },
+        )
+
+    def publish(self, topic: Topic, data: Mapping[str, object]) -> None:
+        """Send an event to who listens, if there is a stream."""
+        if self.control is not None:
+            self.control.publish(topic, data)
+
     def _housekeep(self) -> None:
         self.loop.call_later(_HOUSEKEEPING_S, self._housekeep)  # first: whatever fails here, it goes on
         self.lock.answer_looks()
         self.sessions.look_at_lingering()
         self.external.look_at_abandoned()
-        self._shrink()
+        self.shrink()
         self.growth.reserve.fill_later()
 
     # ---- the primary's own threads ----

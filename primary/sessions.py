@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from dpdkmem import native
+from dpdkmem.native import ops
 from dpdkmem.primary.loop import READABLE, WRITABLE
 from dpdkmem.shared.errors import (
     DpdkmemError,
@@ -49,6 +50,9 @@ from dpdkmem.shared.messages import (
     Run,
     Segments,
     Synced,
+    ValidatorRegister,
+    ValidatorUnregister,
+    Verdict,
     Welcome,
     split_runs,
 )
@@ -70,6 +74,7 @@ if TYPE_CHECKING:
         ExternalFile,
         Fds,
         Message,
+        Validate,
     )
     from dpdkmem.shared.model import ReapReport
 
@@ -93,7 +98,7 @@ class Hooks(Protocol):
     """What the daemon does for sessions."""
 
     def grow(self, session: Session, request: Grow) -> None:
-        """Serve a request; `SessionTable.answer()` is called when it is done."""
+        """Serve a request; `SessionTable.tell()` is called when it is done."""
 
     def get_fds(self, session: Session, request: GetFds) -> None:
         """Serve a request for descriptors by `SessionTable.answer()`."""
@@ -103,6 +108,11 @@ class Hooks(Protocol):
 
     def external_file(self, list_idx: int) -> tuple[ExternalFile, int] | None:
         """Return what announces a list of external memory, and its descriptor; None: a list of the window."""
+
+    def validator_message(
+        self, session: Session, message: ValidatorRegister | ValidatorUnregister | Verdict
+    ) -> None:
+        """A session registers a validator, or answers as one."""
 
     def snapshot(self, *, one_file_runs: bool) -> tuple[tuple[Run, ...], int]:
         """Return the PRESENT runs that are to be announced, and the map version."""
@@ -239,14 +249,28 @@ class SessionTable:
         for session in self.lingering:
             self._forget_pidfd(session)
 
-    def answer(self, session: Session, done: Done | ExternalDone | Fds, fds: Sequence[int] = ()) -> None:
-        """Send the answer to a request; a session that is over gets none. The descriptors stay the caller's."""
-        self.tell(session, done, fds)
+    def free_orphan(self, owner_id: int) -> ReapReport:
+        """Free what an ended session left; its slot is free then.
+
+        Raises:
+            ResourceError: ETIMEDOUT, a lock is held by a stopped process: some of it is free, ask again later.
+        """
+        report = ops.owner_free_blocks(self._memory, owner_id)
+        if owner_id in self._orphans:
+            self._orphans.remove(owner_id)
+            self._memory.owner_set_state(owner_id, OwnerState.FREE)
+        return report
 
     def tell(
-        self, session: Session, message: Done | ExternalDone | ExternalFile | Fds, fds: Sequence[int]
+        self,
+        session: Session,
+        message: Done | ExternalDone | ExternalFile | Fds | Validate,
+        fds: Sequence[int] = (),
     ) -> None:
-        """Send a message to a member; one that cannot take it is ended. The descriptors stay the caller's."""
+        """Send an answer, a question or a file to a member; one that is over gets none, and one that cannot take it is ended.
+
+        The descriptors stay the caller's.
+        """
         if session.over or session.protocol.state is not PrimaryState.MEMBER:
             return
         try:
@@ -438,6 +462,8 @@ class SessionTable:
                 self._hooks.grow(session, message)
             case GetFds():
                 self._hooks.get_fds(session, message)
+            case ValidatorRegister() | ValidatorUnregister() | Verdict():
+                self._hooks.validator_message(session, message)
             case Bye():
                 session.said_goodbye = True
                 self.end(session, End(EndCode.BYE, retryable=False, text="goodbye"), "it detached")

@@ -72,7 +72,7 @@ class WarmReserve:
         self._memory = memory
         self._loop = loop
         self._lists = lists
-        self._target_bytes = target_bytes
+        self.target_bytes = target_bytes
         self._grower = grower
         self._whole = whole
         self._filling: dict[int, int] = {}  # list -> segments that are being made
@@ -87,7 +87,7 @@ class WarmReserve:
 
     def fill_later(self) -> None:
         """Fill it soon."""
-        if self._target_bytes and not self._timer_set and not self._closed:
+        if self.target_bytes and not self._timer_set and not self._closed:
             self._timer_set = True
             self._loop.call_later(_FILL_S, self.fill)
 
@@ -125,7 +125,7 @@ class WarmReserve:
 
     def _lacking(self, memseg_list: MemsegList) -> int:
         info = self._memory.list(memseg_list.info.list_idx)
-        return self._target_bytes // info.page_bytes - info.n_warm - self._filling.get(info.list_idx, 0)
+        return self.target_bytes // info.page_bytes - info.n_warm - self._filling.get(info.list_idx, 0)
 
     def keep(self, memseg_list: MemsegList, free: Run) -> Run | None:
         """Take what the reserve lacks out of a run that fell free; return what is left of the run to give back."""
@@ -138,6 +138,18 @@ class WarmReserve:
             _LOG.debug("not kept warm: %s", error)
             return free
         return Run(free.list_idx, free.first_seg + n, free.n_segs - n) if n < free.n_segs else None
+
+    def set_target(self, n_bytes: int) -> None:
+        """Change how much of each list is kept warm."""
+        self.target_bytes = n_bytes
+        self.renew()
+
+    def renew(self) -> None:
+        """Let it go and come again as far as limits and validators allow; for when those have changed."""
+        is_going = self.give_way(self.fill_later)
+        self._not_before.clear()
+        if not is_going:
+            self.fill_later()
 
     def give_way(self, then: Callable[[], None]) -> bool:
         """Give all of it back; call `then` when its pages have gone, or return False if there was nothing to give."""

@@ -63,6 +63,25 @@ class PageSizeLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class ValidatorPlugin:
+    """A validator that the primary loads (`--validator`); primary/plugins.py says how."""
+
+    module: str
+    """Of Python, or the path of a shared object."""
+    function: str
+    name: str
+    is_c: bool
+    numa_node: int | None = None
+    """None: each node that has memory."""
+    limit_bytes: int = 0
+
+    @property
+    def target(self) -> str:
+        """What is loaded, as the user wrote it."""
+        return f"{self.module}:{self.function}"
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryConfig:
     """How much memory, where. Amounts are bytes."""
 
@@ -77,6 +96,9 @@ class MemoryConfig:
     reserve_hugepages_bytes: int = 0
     warm_reserve_bytes: int = 0
     """Of each list."""
+    hysteresis_segments: int = 0
+    """Free memsegs that each list keeps."""
+    validators: tuple[ValidatorPlugin, ...] = ()
     legacy_mem: bool = False
     match_allocations: bool = False
     n_channels: int | None = None

@@ -51,6 +51,7 @@ class Topic(enum.Enum):
     SESSION = "session"
     LIMIT = "limit"
     FAULT = "fault"
+    ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)

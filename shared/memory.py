@@ -31,6 +31,7 @@ from dpdkmem.shared.malloc_family import MallocFamily
 from dpdkmem.shared.mem_events import MemEventCallbacks
 from dpdkmem.shared.memzone_family import MemzoneFamily
 from dpdkmem.shared.model import NUMA_ANY
+from dpdkmem.shared.validators import ValidatorMixin
 from dpdkmem.shared.walks import MapUser
 
 if TYPE_CHECKING:
@@ -257,7 +258,9 @@ class Memzone(_Place):
         )
 
 
-class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser, DmaCalls, ExternalMemoryCalls):
+class UserMemory(
+    MallocFamily, HeapIntrospection, MemzoneFamily, MapUser, DmaCalls, ExternalMemoryCalls, ValidatorMixin
+):
     """Shared memory as a program uses it.
 
     Args:
@@ -554,8 +557,8 @@ class UserMemory(MallocFamily, HeapIntrospection, MemzoneFamily, MapUser, DmaCal
             SegmentBusy: views are in use; nothing is changed.
             LifetimeError: called from inside a memory event callback; nothing is changed.
         """
-        if self._events.called_from_inside:
-            raise LifetimeError("a memory event callback cannot close the memory that calls it")
+        if self._events.called_from_inside or self.validators.called_from_inside:
+            raise LifetimeError("a memory event callback or validator cannot close the memory that calls it")
         with self.lock:
             if len(self.leases) and not force:
                 raise SegmentBusy(

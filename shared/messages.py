@@ -37,6 +37,8 @@ MAX_FDS: Final = 253  # SCM_MAX_FD, Linux include/net/scm.h
 MAX_RUNS: Final = 253
 TEXT_BYTES: Final = 512  # with NUL
 NAME_BYTES: Final = 32  # with NUL; DM_NAME_BYTES
+VALIDATOR_BYTES: Final = 64  # a validator's name with NUL
+REASON_BYTES: Final = 256  # with NUL
 SESSION_ID_BYTES: Final = 16
 
 # native/types.h
@@ -65,6 +67,9 @@ _EXTERNAL: Final = struct.Struct(
 )  # op, flags, list_idx, 0, vaddr, bytes, page_bytes, fd_offset, name
 _EXTERNAL_DONE: Final = struct.Struct("=iIq512s")  # status, 0, value, text
 _EXTERNAL_FILE: Final = struct.Struct("=IIQQ")  # list_idx, flags, generation, fd_offset
+_VALIDATOR: Final = struct.Struct("=QiI64s")  # limit, numa_node, 0, name
+_VALIDATE: Final = struct.Struct("=QQiI64s")  # limit, new_len, numa_node, 0, name
+_VERDICT: Final = struct.Struct("=iI256s")  # status, 0, reason
 
 HEADER_BYTES: Final = _HEADER.size
 
@@ -89,6 +94,10 @@ class MessageType(enum.IntEnum):
     EXTERNAL = 20
     EXTERNAL_DONE = 21
     EXTERNAL_FILE = 22
+    VALIDATOR_REGISTER = 40
+    VALIDATOR_UNREGISTER = 41
+    VALIDATE = 42
+    VERDICT = 43
 
 
 class EndCode(enum.IntEnum):
@@ -522,6 +531,92 @@ class Done(_NoFds):
 
 
 @dataclass(frozen=True, slots=True)
+class ValidatorRegister(_NoFds):
+    """C -> P: ask this session before a NUMA node grows above a limit; answered by DONE.
+
+    Attributes:
+        request_id: not 0, and not one of an unanswered request of this session.
+        limit_bytes: reaching it exactly is not asked about.
+        numa_node: whose growth.
+        name: with the node it names the registration in this session.
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.VALIDATOR_REGISTER
+
+    request_id: int
+    limit_bytes: int
+    numa_node: int
+    name: str
+
+    def _fault(self) -> str | None:
+        return _validator_fault(self.request_id, self.numa_node, self.name)
+
+    def _pack(self) -> bytes:
+        return _encode(
+            self, _VALIDATOR, self.limit_bytes, self.numa_node, 0, self.name.encode(), request_id=self.request_id
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorUnregister(_NoFds):
+    """C -> P: undo a registration; nothing is asked of it any more once DONE has come."""
+
+    TYPE: ClassVar[MessageType] = MessageType.VALIDATOR_UNREGISTER
+
+    request_id: int
+    numa_node: int
+    name: str
+
+    def _fault(self) -> str | None:
+        return _validator_fault(self.request_id, self.numa_node, self.name)
+
+    def _pack(self) -> bytes:
+        return _encode(self, _VALIDATOR, 0, self.numa_node, 0, self.name.encode(), request_id=self.request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Validate(_NoFds):
+    """P -> C: may the memory of the node grow to `new_len_bytes`? Answered by VERDICT with this request id."""
+
+    TYPE: ClassVar[MessageType] = MessageType.VALIDATE
+
+    request_id: int
+    limit_bytes: int
+    new_len_bytes: int
+    numa_node: int
+    name: str
+
+    def _fault(self) -> str | None:
+        return _validator_fault(self.request_id, self.numa_node, self.name)
+
+    def _pack(self) -> bytes:
+        return _encode(
+            self, _VALIDATE, self.limit_bytes, self.new_len_bytes, self.numa_node, 0, self.name.encode(),
+            request_id=self.request_id,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict(_NoFds):
+    """C -> P: the answer to VALIDATE. The reason comes from a program that knows no rules: what cannot be printed is replaced."""
+
+    TYPE: ClassVar[MessageType] = MessageType.VERDICT
+
+    request_id: int
+    status: int
+    reason: str
+
+    def _fault(self) -> str | None:
+        if self.request_id == 0:
+            return "request id 0 means none"
+        return None if 0 <= self.status <= MAX_ERRNO else f"status {self.status} is no errno"
+
+    def _pack(self) -> bytes:
+        reason = self.reason.encode(errors="replace")[: REASON_BYTES - 1]
+        return _encode(self, _VERDICT, self.status, 0, reason, request_id=self.request_id)
+
+
+@dataclass(frozen=True, slots=True)
 class Bye(_NoFds):
     """C -> P: the session ends in order; answered by END with code BYE."""
 
@@ -735,6 +830,10 @@ Message: TypeAlias = (
     | External
     | ExternalDone
     | ExternalFile
+    | ValidatorRegister
+    | ValidatorUnregister
+    | Validate
+    | Verdict
 )
 
 
@@ -943,6 +1042,32 @@ def _decode_bye(body: _Body) -> Bye:
     return Bye()
 
 
+def _decode_validator_register(body: _Body) -> ValidatorRegister:
+    limit, numa_node, reserved, name = body.exactly(_VALIDATOR)
+    _zero(reserved)
+    return ValidatorRegister(body.request_id, int(limit), int(numa_node), _string("the name", name))
+
+
+def _decode_validator_unregister(body: _Body) -> ValidatorUnregister:
+    limit, numa_node, reserved, name = body.exactly(_VALIDATOR)
+    _zero(limit)
+    _zero(reserved)
+    return ValidatorUnregister(body.request_id, int(numa_node), _string("the name", name))
+
+
+def _decode_validate(body: _Body) -> Validate:
+    limit, new_len, numa_node, reserved, name = body.exactly(_VALIDATE)
+    _zero(reserved)
+    return Validate(body.request_id, int(limit), int(new_len), int(numa_node), _string("the name", name))
+
+
+def _decode_verdict(body: _Body) -> Verdict:
+    status, reserved, reason = body.exactly(_VERDICT)
+    _zero(reserved)
+    text = bytes(reason).partition(b"\0")[0].decode(errors="replace")
+    return Verdict(body.request_id, int(status), "".join(one if one.isprintable() else "?" for one in text))
+
+
 def _decode_end(body: _Body) -> End:
     code, retryable, text = body.exactly(_TEXT)
     return End(int(code), _flag(retryable, 1), _string("the text", text))
@@ -987,6 +1112,7 @@ _EXTERNAL_OPS: Final = frozenset(ExternalOp)
 _REQUESTS: Final = frozenset(
     {
         MessageType.GROW, MessageType.DONE, MessageType.EXTERNAL, MessageType.EXTERNAL_DONE, MessageType.GET_FDS, MessageType.FDS,
+        MessageType.VALIDATOR_REGISTER, MessageType.VALIDATOR_UNREGISTER, MessageType.VALIDATE, MessageType.VERDICT,
     }
 )  # fmt: skip  # have a request id
 _ROUND_OPS: Final = frozenset(RoundOp)
@@ -1008,6 +1134,10 @@ _DECODERS: Final[Mapping[int, Callable[[_Body], Message]]] = {
     MessageType.EXTERNAL: _decode_external,
     MessageType.EXTERNAL_DONE: _decode_external_done,
     MessageType.EXTERNAL_FILE: _decode_external_file,
+    MessageType.VALIDATOR_REGISTER: _decode_validator_register,
+    MessageType.VALIDATOR_UNREGISTER: _decode_validator_unregister,
+    MessageType.VALIDATE: _decode_validate,
+    MessageType.VERDICT: _decode_verdict,
 }
 
 
@@ -1070,6 +1200,14 @@ def _string(what: str, field: int | bytes) -> str:
     if not string.isprintable():
         raise _MalformedError(f"{what} has characters that cannot be printed")
     return string
+
+
+def _validator_fault(request_id: int, numa_node: int, name: str) -> str | None:
+    if request_id == 0:
+        return "request id 0 means none"
+    if numa_node < 0:
+        return f"NUMA node {numa_node}"
+    return _text_fault("the name", name, VALIDATOR_BYTES) if name else "the name is empty"
 
 
 def _text_fault(what: str, text: str, size: int) -> str | None:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from dpdkmem.shared import units
-from dpdkmem.shared.config import PageSizeLimit
+from dpdkmem.shared.config import PageSizeLimit, ValidatorPlugin
+from dpdkmem.shared.errors import ResourceError
 from dpdkmem.shared.kinds import HugeUnlink, IovaMode, LagPolicy, ProcType, SegmentForm, VfioInterrupt
+from dpdkmem.shared.validator_rules import check_name
 
 if TYPE_CHECKING:
     import enum
@@ -27,8 +29,10 @@ BASE_ALIGN_BYTES: Final = (
 )  # EAL: 16 MiB. Windows here are aligned so that VA and file offset map alike.
 MAX_VADDR: Final = 1 << 47  # user space of x86-64 and arm64 without asking for more
 MAX_RANKS: Final = 16  # EAL
+MAX_HYSTERESIS: Final = (1 << 32) - 1  # control.shrink_hysteresis
 MAX_ID: Final = (1 << 32) - 2  # uid_t and gid_t; -1 means "no change" to the kernel
 
+_SYMBOL: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _DECIMAL: Final = re.compile(r"[0-9]+", re.ASCII)
 _HEXADECIMAL: Final = re.compile(r"(0x)?[0-9a-f]+", re.ASCII | re.IGNORECASE)
 
@@ -84,6 +88,42 @@ def page_size_limit(text: str) -> PageSizeLimit:
     if limit_bytes % page_bytes:
         raise ValueError(f"the limit {limit_text} is not a multiple of the page size {page_text}")
     return PageSizeLimit(page_bytes, limit_bytes)
+
+
+def hysteresis(text: str) -> int:
+    """Return a number of free segments to keep."""
+    value = decimal(text)
+    if value > MAX_HYSTERESIS:
+        raise ValueError(f"{text} segments are too many: at most {MAX_HYSTERESIS}")
+    return value
+
+
+def validator_plugin(text: str) -> ValidatorPlugin:
+    """Return the plug-in of "TARGET[,node=N][,limit=SIZE][,name=NAME]"."""
+    target, *fields = text.split(",")
+    module, colon, function = target.rpartition(":")
+    if not colon or not module or not _SYMBOL.fullmatch(function):
+        raise ValueError(f"{target!r} is neither module:function nor /path/lib.so:symbol")
+    settings: dict[str, str] = {}
+    for field in fields:
+        key, equals, value = field.partition("=")
+        if key not in {"node", "limit", "name"} or not equals or not value or key in settings:
+            raise ValueError(f"{field!r} is none of node=N, limit=SIZE, name=NAME, each at most once")
+        settings[key] = value
+    name = settings.get("name", function)
+    try:
+        check_name(name, 0)
+    except ResourceError as error:
+        raise ValueError(error.text) from None
+    node = settings.get("node")
+    return ValidatorPlugin(
+        module=module,
+        function=function,
+        name=name,
+        is_c="/" in module or module.endswith(".so"),
+        numa_node=None if node is None else decimal(node),
+        limit_bytes=units.parse_size(settings.get("limit", "0")),
+    )
 
 
 def ranks(text: str) -> int:

@@ -201,6 +201,8 @@ def _build_memory(settings: _Settings) -> MemoryConfig:
         page_size_limits=tuple(limits.values()),  # of a repeated size the last one holds, as in EAL
         reserve_hugepages_bytes=settings.value("reserve-hugepages", units.parse_size, 0),
         warm_reserve_bytes=settings.value("warm-reserve", units.parse_size, 0),
+        hysteresis_segments=settings.value("shrink-hysteresis", option_values.hysteresis, 0),
+        validators=settings.each("validator", option_values.validator_plugin),
         legacy_mem=settings.has("legacy-mem"),
         match_allocations=settings.has("match-allocations"),
         n_channels=settings.value("memory-channels", option_values.count, None),

@@ -49,6 +49,10 @@ from dpdkmem.shared.messages import (
     RoundOp,
     Segments,
     Synced,
+    Validate,
+    ValidatorRegister,
+    ValidatorUnregister,
+    Verdict,
     Welcome,
     decode,
 )
@@ -56,7 +60,9 @@ from dpdkmem.shared.messages import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+Request: TypeAlias = Grow | GetFds | External | ValidatorRegister | ValidatorUnregister
 MAX_OUTSTANDING: Final = 64  # unanswered requests of one session; more threads than that wait their turn
+MAX_QUESTIONS: Final = 32  # unanswered VALIDATE; below what the C library queues
 
 
 class Input(enum.Enum):
@@ -79,6 +85,10 @@ class Input(enum.Enum):
     EXTERNAL = "EXTERNAL"
     EXTERNAL_DONE = "EXTERNAL_DONE"
     EXTERNAL_FILE = "EXTERNAL_FILE"
+    VALIDATOR_REGISTER = "VALIDATOR_REGISTER"
+    VALIDATOR_UNREGISTER = "VALIDATOR_UNREGISTER"
+    VALIDATE = "VALIDATE"
+    VERDICT = "VERDICT"
     END = "END"
     CLOSED = "end of file"
     EXPIRED = "deadline"
@@ -89,7 +99,17 @@ class Input(enum.Enum):
 
 
 SENT_BY_SECONDARY: Final = frozenset(
-    {Input.HELLO, Input.READY, Input.GROW, Input.GET_FDS, Input.EXTERNAL, Input.BYE}
+    {
+        Input.HELLO,
+        Input.READY,
+        Input.GROW,
+        Input.GET_FDS,
+        Input.EXTERNAL,
+        Input.VALIDATOR_REGISTER,
+        Input.VALIDATOR_UNREGISTER,
+        Input.VERDICT,
+        Input.BYE,
+    }
 )
 SENT_BY_PRIMARY: Final = frozenset(Input) - SENT_BY_SECONDARY - {Input.CLOSED, Input.EXPIRED}
 
@@ -242,6 +262,10 @@ PRIMARY_TABLE: Final[Mapping[tuple[PrimaryState, Input], PrimaryState]] = _table
             Input.EXTERNAL: _P.MEMBER,
             Input.EXTERNAL_DONE: _P.MEMBER,
             Input.EXTERNAL_FILE: _P.MEMBER,
+            Input.VALIDATOR_REGISTER: _P.MEMBER,
+            Input.VALIDATOR_UNREGISTER: _P.MEMBER,
+            Input.VALIDATE: _P.MEMBER,
+            Input.VERDICT: _P.MEMBER,
             Input.BYE: _P.LEAVING,
             Input.END: _P.ENDED,
         },
@@ -306,6 +330,10 @@ SECONDARY_TABLE: Final[Mapping[tuple[SecondaryState, Input], SecondaryState]] = 
             Input.EXTERNAL: _S.MEMBER,
             Input.EXTERNAL_DONE: _S.MEMBER,
             Input.EXTERNAL_FILE: _S.MEMBER,
+            Input.VALIDATOR_REGISTER: _S.MEMBER,
+            Input.VALIDATOR_UNREGISTER: _S.MEMBER,
+            Input.VALIDATE: _S.MEMBER,
+            Input.VERDICT: _S.MEMBER,
             Input.BYE: _S.LEAVING,
             Input.END: _S.ENDED,
         },
@@ -642,7 +670,8 @@ class _Conversation:
     synced_version: int | None = None
     is_guarded: bool | None = None  # None before it was said
     is_confirmed: bool = False  # what was announced is mapped
-    outstanding: dict[int, Grow | GetFds | External] = field(default_factory=dict)
+    outstanding: dict[int, Request] = field(default_factory=dict)
+    questions: set[int] = field(default_factory=set)  # request ids of VALIDATE
     external_lists: set[int] = field(
         default_factory=set
     )  # whose file was announced: mapped whatever the guard
@@ -671,10 +700,12 @@ class _Conversation:
                 return self._attached_fault(message)
             case Round():
                 return self._round_fault(message)
-            case Grow() | GetFds() | External():
+            case Grow() | GetFds() | External() | ValidatorRegister() | ValidatorUnregister():
                 return self._request_fault(message.request_id)
             case Done() | ExternalDone() | Fds():
                 return self._answer_fault(message)
+            case Validate() | Verdict():
+                return self._question_fault(message)
             case Hello() | ListFiles() | ExternalFile() | Bye() | End():
                 return None
             case _:
@@ -700,8 +731,10 @@ class _Conversation:
                 self.done_rounds[message.slot] = message.round_id
             case Round() if message.is_acknowledged:
                 self.open_rounds[message.slot] = message
-            case Grow() | GetFds() | External():
+            case Grow() | GetFds() | External() | ValidatorRegister() | ValidatorUnregister():
                 self.outstanding[message.request_id] = message
+            case Validate() | Verdict():
+                self.questions ^= {message.request_id}
             case Done() | Fds() | ExternalDone():
                 del self.outstanding[message.request_id]
             case ExternalFile():
@@ -781,7 +814,9 @@ class _Conversation:
         request = self.outstanding.get(answer.request_id)
         match answer:
             case Done():
-                fits = isinstance(request, Grow) or (isinstance(request, GetFds) and answer.status != 0)
+                fits = isinstance(request, (Grow, ValidatorRegister, ValidatorUnregister)) or (
+                    isinstance(request, GetFds) and answer.status != 0
+                )
             case ExternalDone():
                 fits = isinstance(request, External)
             case Fds():
@@ -800,6 +835,17 @@ class _Conversation:
                 return _Fault(EndCode.PROTOCOL, f"FDS of {sent} instead of {asked}")
         return None
 
+    def _question_fault(self, message: Validate | Verdict) -> _Fault | None:
+        is_open = message.request_id in self.questions
+        if isinstance(message, Verdict):
+            text = f"VERDICT answers question {message.request_id}, which is not open"
+            return None if is_open else _Fault(EndCode.PROTOCOL, text)
+        if is_open:
+            return _Fault(EndCode.PROTOCOL, f"question {message.request_id} is open already")
+        if len(self.questions) >= MAX_QUESTIONS:
+            return _Fault(EndCode.LIMIT, f"more than {MAX_QUESTIONS} unanswered questions")
+        return None
+
     def _request_fault(self, request_id: int) -> _Fault | None:
         if request_id in self.outstanding:
             return _Fault(EndCode.PROTOCOL, f"request id {request_id} is in use")
@@ -812,7 +858,7 @@ _ROLES: Final = frozenset(Role)
 _CAUSES: Final[Mapping[type[Message], Input]] = MappingProxyType(
     {kind: Input[kind.TYPE.name] for kind in (
         Hello, Welcome, ListFiles, Segments, Synced, Ready, Attached, Round, Grow, Done, Bye, End, GetFds, Fds,
-        External, ExternalDone, ExternalFile,
+        External, ExternalDone, ExternalFile, ValidatorRegister, ValidatorUnregister, Validate, Verdict,
     )}
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from dpdkmem.shared.quota_report import quota_rows, validator_rows
 from dpdkmem.shared.units import NS_PER_S, format_range, format_size, human_duration, human_size
 
 if TYPE_CHECKING:
@@ -257,7 +258,18 @@ def event_line(event: EventFields, style: Style) -> str:
 
 
 def limits_lines(report: LimitsReport, style: Style) -> list[str]:
-    """Return the limits: use, limit, what ends there; the cure where it is near."""
+    """Return floors, ceilings and validators, then the limits of the host: use, limit, what ends there; the cure where it is near."""
+    memory = report["memory"]
+    lines = table(("memory", ">floor", ">used", ">ceiling", ">warm"), quota_rows(memory["quotas"]), style)
+    kept = f"each list keeps {memory['hysteresis_segments']} free segments, warm reserve {_size(memory['warm_reserve_bytes'])}"
+    lines += [style.paint(kept, "dim"), ""]
+    if memory["validators"]:
+        heads = ("validator", ">node", ">asked above", "whose", ">asked", ">refused")
+        lines += [*table(heads, validator_rows(memory["validators"]), style), ""]
+    return lines + _host_limits_lines(report, style)
+
+
+def _host_limits_lines(report: LimitsReport, style: Style) -> list[str]:
     heads = ("limit", ">used", ">of", ">", "what ends there")
     lines = table(heads, [_limit_row(row) for row in report["limits"]], style)
     near = [row for row in report["limits"] if _share(row) >= _NEARLY_FULL]

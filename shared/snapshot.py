@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         SegRun,
         Usage,
     )
+    from dpdkmem.shared.quota_report import MemoryLimits
 
 SCHEMA: Final = 1
 """The version of all reports; in each as `schema`."""
@@ -413,6 +414,7 @@ class LimitsReport(Report):
 
     prefix: str
     limits: list[LimitFields]
+    memory: MemoryLimits
 
 
 class ConfigReport(Report):

@@ -88,11 +88,14 @@ static void work_as_a_secondary(void)
 static void work_as_a_primary(void)
 {
 	char text[DM_ERROR_BYTES];
+	uint64_t n;
 
 	fixture_present(&f, 2, 0, 2, 0);
 	CHECK(dm_heap_take_segments(&f.m, 2, 0, 1, text) == 0);
 	dm_map_change(f.m.ctl, 2, 0, 1, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);
 	fixture_present(&f, 2, 0, 1, 0);
+	CHECK(dm_floor_raise(&f.m, 2, 2, &n) == 0 && n == 2);
+	CHECK(dm_floor_lower(&f.m, 2, 2, &n) == 0 && n == 2);
 	CHECK(dm_heap_take_segments(&f.m, 2, 0, 2, text) == 0);
 	dm_map_change(f.m.ctl, 2, 0, 2, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);
 }
@@ -269,6 +272,7 @@ static int a_secondary_may_die_anywhere(void)
 static int a_primary_may_die_anywhere_in_the_heap(void)
 {
 	struct dm_list *l = dm_list_at(f.m.ctl, 2);
+	uint64_t n_marked;
 	int point = 1;
 
 	for (; was_killed(start_child(FIXTURE_CHILD, work_as_a_primary, point)); CHECK(++point < MAX_POINTS)) {
@@ -276,6 +280,7 @@ static int a_primary_may_die_anywhere_in_the_heap(void)
 			dm_heap_at(f.m.ctl, i)->needs_rebuild = 1;
 		check_all(point);
 		CHECK(l->n_free_pages == l->n_present * 512);
+		CHECK(dm_floor_lower(&f.m, 2, 2, &n_marked) == 0); /* a flag that was set stays set */
 		for (uint64_t seg = 0; seg < 2; seg++)
 			if (dm_seg_flags(f.m.ctl, l, seg) == DM_SEG_LEAVING)
 				dm_map_change(f.m.ctl, 2, seg, 1, DM_SEG_ABSENT, DM_MEM_EVENT_FREE);

@@ -382,6 +382,33 @@ static void a_minimum_is_never_offered(void)
 	fixture_check_laws(&f);
 }
 
+static void a_floor_marks_used_memsegs_first_and_lets_free_ones_go_first(void)
+{
+	struct dm_list *l = dm_list_at(f.m.ctl, 2);
+	struct dm_run runs[8];
+	uint64_t n, start;
+	char *p;
+
+	CHECK(dm_floor_lower(&f.m, 2, l->n_segments, &n) == 0); /* of the test before */
+	fixture_shrink(&f, 2);
+	fixture_present(&f, 2, 0, 4, 0);
+	start = dm_counted(&l->n_spare);
+	CHECK(start == 4 && dm_floor_count(&f.m, 2) == 0);
+	CHECK(dm_floor_raise(&f.m, 2, 2, &n) == 0 && n == 2 && dm_floor_count(&f.m, 2) == 2 && dm_counted(&l->n_spare) == 2);
+	p = alloc_on(1, 100, 0); /* in a marked memseg: the lowest one */
+	CHECK(dm_floor_lower(&f.m, 2, 1, &n) == 0 && n == 1 && dm_counted(&l->n_spare) == 3);
+	CHECK((dm_seg_flags(f.m.ctl, l, ((uintptr_t)p - l->base_vaddr) / l->page_bytes) & DM_SEG_MINIMUM) != 0);
+	CHECK(dm_floor_lower(&f.m, 2, 9, &n) == 0 && n == 1 && dm_floor_count(&f.m, 2) == 0);
+	CHECK(dm_floor_raise(&f.m, 2, 1, &n) == 0 && n == 1);
+	CHECK((dm_seg_flags(f.m.ctl, l, ((uintptr_t)p - l->base_vaddr) / l->page_bytes) & DM_SEG_MINIMUM) != 0);
+	CHECK(dm_counted(&l->n_spare) == 3 && dm_heap_free_runs(&f.m, 2, 0, runs, 8) >= 1);
+	CHECK(dm_floor_raise(&f.m, 2, 9, &n) == 0 && n == 3 && dm_heap_free_runs(&f.m, 2, 0, runs, 8) == 0);
+	fixture_check_laws(&f);
+	CHECK(dm_free(&f.m, p) == 0 && dm_floor_lower(&f.m, 2, 9, &n) == 0 && n == 4);
+	fixture_check_laws(&f);
+	fixture_shrink(&f, 2);
+}
+
 static void memory_that_comes_while_the_lock_is_held_is_found_later(void)
 {
 	struct dm_heap *h = dm_heap_at(f.m.ctl, 1);
@@ -530,6 +557,7 @@ int main(void)
 	a_claimed_memseg_cannot_be_given_up();
 	a_rebuild_finds_the_warm_reserve();
 	a_minimum_is_never_offered();
+	a_floor_marks_used_memsegs_first_and_lets_free_ones_go_first();
 	memory_that_comes_while_the_lock_is_held_is_found_later();
 	random_operations_agree_with_a_shadow();
 	a_rebuild_finds_what_was_derived();

@@ -26,7 +26,7 @@ BAD = 0xFFFF_FFFF_FFFF_FFFF
 PLAIN = {name: form for name, form in FORMS.items() if not form.is_huge}
 
 
-@pytest.fixture(params=PLAIN.values(), ids=PLAIN.keys())
+@pytest.fixture(params=list(PLAIN.values()), ids=list(PLAIN))
 def primary(request: pytest.FixtureRequest, runtime_dir: Path) -> Iterator[Primary]:  # noqa: ARG001 - it runs there
     with start_primary(*request.param.args(Path("/nonexistent"))) as one:
         yield one

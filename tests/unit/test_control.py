@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dpdkmem.shared.model import BlockInfo, MemsegInfo, OwnerInfo
+    from dpdkmem.shared.quota_report import MemoryLimits
     from dpdkmem.shared.runtime import RuntimePaths
     from dpdkmem.shared.snapshot import EventFields, RoundFields, SessionExtra, TimingFields
 
@@ -101,6 +102,9 @@ class Backend:
 
     def limits(self) -> Sequence[LimitRecord]:
         return [LimitRecord("RLIMIT_NOFILE", "descriptors", 1, 2, "all", "raise it")]
+
+    def memory_limits(self) -> MemoryLimits:
+        return {"quotas": [], "validators": [], "hysteresis_segments": 0, "warm_reserve_bytes": 0}
 
     def counters(self) -> Mapping[str, int]:
         return {"grown": 1}

@@ -37,6 +37,8 @@ ALL: Final[tuple[m.Message, ...]] = (
     HELLO, WELCOME, LIST_FILES, SEGMENTS, m.Synced(4), m.Ready(4, guarded=True), m.Attached(4), MAP, UNMAP, DROP, GROW, DONE,
     m.Bye(), END, m.GetFds(4, m.Run(2, 9, 300)), m.Fds(4, m.Run(2, 9, 253), 253), EXTERNAL, m.ExternalDone(5, 17, 3, "overlaps"),
     m.ExternalFile(9, read_only=True, generation=4, fd_offset=4096),
+    m.ValidatorRegister(6, 1 << 30, 0, "budget"), m.ValidatorUnregister(7, 1, "budget"),
+    m.Validate(8, 1 << 30, (1 << 30) + 4096, 0, "budget"), m.Verdict(8, 12, "not today"),
 )  # fmt: skip
 
 
@@ -249,7 +251,7 @@ def test_another_magic_is_refused() -> None:
 
 
 def test_an_unknown_type_is_refused() -> None:
-    for number in (0, len(m.MessageType) + 1, 0xFFFF):
+    for number in (0, 19, 0xFFFF):
         assert f"no message type {number}" in refused(changed(m.Bye(), 4, "H", number))
 
 

@@ -52,6 +52,8 @@ SAMPLES = {
     "segment-fds": "per-segment",
     "reserve-hugepages": "1G",
     "warm-reserve": "4M",
+    "shrink-hysteresis": "4",
+    "validator": "module:function,limit=1G",
     "ack-timeout": "250ms",
     "on-lag": "evict",
     "handshake-timeout": "2s",
@@ -132,6 +134,7 @@ def test_exclusions_and_moot_pairs_name_options_and_give_reasons() -> None:
         "--single-file-segments --segment-fds",
         "--segment-fds --legacy-mem",
         "--warm-reserve --legacy-mem",
+        "--validator --legacy-mem",
         "--reserve-hugepages --no-huge",
     ],
 )
@@ -298,6 +301,11 @@ BAD_VALUES = [
     ("--segment-fds", ["", "one_file", "both"]),
     ("--reserve-hugepages", ["", "x", "-1"]),
     ("--warm-reserve", ["", "x", "-1"]),
+    ("--shrink-hysteresis", ["", "x", "-1", "4294967296"]),
+    (
+        "--validator",
+        ["", "x", "m:", ":f", "m:f,limit", "m:f,limit=x", "m:f,node=x", "m:f,size=1", "m:f,node=0,node=1"],
+    ),
     ("--ack-timeout", ["", "5", "0s", "-1s"]),
     ("--handshake-timeout", ["", "5", "0ms"]),
     ("--on-lag", ["", "wait"]),

@@ -48,6 +48,10 @@ MESSAGES: Final[dict[Input, m.Message]] = {
     Input.FDS: m.Fds(900, m.Run(0, 0, 1), 1),
     Input.EXTERNAL: m.External(5, m.ExternalOp.HEAP_CREATE, name="frames"),
     Input.EXTERNAL_DONE: m.ExternalDone(901, 0, 256),
+    Input.VALIDATOR_REGISTER: m.ValidatorRegister(6, 1 << 30, 0, "budget"),
+    Input.VALIDATOR_UNREGISTER: m.ValidatorUnregister(7, 0, "budget"),
+    Input.VALIDATE: m.Validate(8, 1 << 30, (1 << 30) + 1, 0, "budget"),
+    Input.VERDICT: m.Verdict(9, 12, "not today"),
     Input.EXTERNAL_FILE: m.ExternalFile(7, read_only=False, generation=2, fd_offset=0),
     Input.BYE: m.Bye(),
     Input.END: END,
@@ -111,6 +115,7 @@ def in_state(state: State) -> Session:
             say(session, m.Grow(1, 100, 0, 0, 0))
             say(session, m.GetFds(900, m.Run(0, 0, 2)))
             say(session, m.External(901, m.ExternalOp.HEAP_CREATE, name="frames"))
+            say(session, m.Validate(9, 1 << 30, (1 << 30) + 1, 0, "budget"))
     assert session.state is state
     return session
 
