@@ -38,8 +38,10 @@ if TYPE_CHECKING:
         StaleVersion,
         Unsupported,
     )
+    from dpdkmem.shared.fbarray import FbArray
+    from dpdkmem.shared.ipc_model import MpFailure, MpMessage, MpPeer, MpReceived, MpReplies, MpTarget
     from dpdkmem.shared.memory import Allocation, Memzone, UserMemory
-    from dpdkmem.shared.model import EventType, MemEvent
+    from dpdkmem.shared.model import EventType, LaneInfo, MemEvent, NamedInfo
 
 __all__ = [
     "AddressConflict",
@@ -51,13 +53,22 @@ __all__ = [
     "DeviceBusy",
     "DpdkmemError",
     "EventType",
+    "FbArray",
     "HugepagesExhausted",
     "InternalError",
+    "LaneInfo",
     "LifetimeError",
     "LimitExceeded",
     "LocalProtocolError",
     "MemEvent",
     "Memzone",
+    "MpFailure",
+    "MpMessage",
+    "MpPeer",
+    "MpReceived",
+    "MpReplies",
+    "MpTarget",
+    "NamedInfo",
     "NotPermitted",
     "PeerGone",
     "PeerProtocolError",
@@ -81,8 +92,15 @@ _HOME: dict[str, str] = {
     "Attachment": "dpdkmem.secondary.attach",
     "AttachmentState": "dpdkmem.secondary.attach",
     "EventType": "dpdkmem.shared.model",
+    "FbArray": "dpdkmem.shared.fbarray",
+    "LaneInfo": "dpdkmem.shared.model",
     "MemEvent": "dpdkmem.shared.model",
     "Memzone": "dpdkmem.shared.memory",
+    **dict.fromkeys(
+        ("MpFailure", "MpMessage", "MpPeer", "MpReceived", "MpReplies", "MpTarget"),
+        "dpdkmem.shared.ipc_model",
+    ),
+    "NamedInfo": "dpdkmem.shared.model",
     "UserMemory": "dpdkmem.shared.memory",
     "ZoneFlag": "dpdkmem.native",
     "attach": "dpdkmem.secondary.attach",

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "follower.h"
+#include "ipc.h"
 #include "validator.h"
 #include "walks.h"
 
@@ -32,14 +33,14 @@ static void before_fork(void)
 	pthread_mutex_lock(&attachments.mutex);
 	for (int i = 0; i < MAX_ATTACHMENTS; i++)
 		if (attachments.all[i])
-			dm_readers_lock(attachments.all[i]);
+			dm_readers_lock(attachments.all[i]), dm_ipc_lock(attachments.all[i]);
 }
 
 static void after_fork_in_parent(void)
 {
 	for (int i = 0; i < MAX_ATTACHMENTS; i++)
 		if (attachments.all[i])
-			dm_readers_unlock(attachments.all[i]);
+			dm_ipc_unlock(attachments.all[i]), dm_readers_unlock(attachments.all[i]);
 	pthread_mutex_unlock(&attachments.mutex);
 }
 
@@ -57,6 +58,8 @@ static void after_fork_in_child(void)
 
 		if (!m)
 			continue;
+		dm_ipc_after_fork_in_child(m);
+		dm_ipc_unlock(m);
 		dm_readers_unlock(m);
 		atomic_store(&m->state, -ECHILD);
 		put_zeros_for_control(m);
@@ -187,10 +190,14 @@ static struct dm_memory *memory_new(const struct dm_attach_options *options)
 
 	if (!m || !f || dm_threads_open(m))
 		goto free_both;
-	if (dm_seg_fds_create(m) || dm_readers_create(m))
+	if (dm_seg_fds_create(m))
 		goto delete_key;
+	if (dm_readers_create(m))
+		goto destroy_fds;
 	if (dm_validators_create(m))
 		goto destroy_readers;
+	if (dm_ipc_create(m))
+		goto destroy_validators;
 	m->follower = f;
 	m->grow = dm_follower_grow;
 	m->external = dm_follower_external;
@@ -209,10 +216,13 @@ static struct dm_memory *memory_new(const struct dm_attach_options *options)
 	set_name(f, options->name);
 	snprintf(f->socket_path, sizeof(f->socket_path), "%s", options->socket_path);
 	return m;
+destroy_validators:
+	dm_validators_destroy(m);
 destroy_readers:
 	dm_readers_destroy(m);
-delete_key:
+destroy_fds:
 	dm_seg_fds_destroy(m);
+delete_key:
 	pthread_key_delete(m->thread_key);
 free_both:
 	free(m);
@@ -313,6 +323,7 @@ int dm_attach(const struct dm_attach_options *options, struct dm_memory **out, c
 	return 0;
 drop:
 	dm_validators_destroy(m);
+	dm_ipc_destroy(m);
 	dm_readers_destroy(m);
 	dm_seg_fds_destroy(m);
 	follower_free(m->follower);
@@ -341,12 +352,14 @@ int dm_detach(struct dm_memory *m)
 	if (!m)
 		return 0;
 	f = m->follower;
-	if (dm_readers_called_from(m) || dm_map_read_is_held(m) || dm_validators_called_from(m))
+	if (dm_readers_called_from(m) || dm_map_read_is_held(m) || dm_validators_called_from(m) || dm_ipc_called_from(m))
 		return -EDEADLK;
 	forget(m);
+	dm_ipc_stop(m); /* first: a memory event callback may wait for an answer */
 	dm_readers_stop(m);
 	if (atomic_load(&m->state) == -ECHILD) { /* nothing of it is mapped here, and no thread came along */
 		dm_validators_destroy(m);
+		dm_ipc_destroy(m);
 		dm_readers_destroy(m);
 		dm_seg_fds_destroy(m);
 		follower_free(f);
@@ -355,6 +368,7 @@ int dm_detach(struct dm_memory *m)
 	atomic_store(&m->state, -ESHUTDOWN);
 	dm_thread_leave(m);
 	stop_follower(f); /* it asks the readers before it unmaps, and queues questions for validators: they end after it */
+	dm_ipc_destroy(m);
 	dm_validators_destroy(m);
 	dm_readers_destroy(m);
 	dm_seg_fds_destroy(m);

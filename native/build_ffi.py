@@ -30,6 +30,9 @@ extern "Python" {
     int dmpy_memseg_list_walk(const struct dm_list_info *list, void *arg);
     int dmpy_external(void *ctx, const struct dm_external_request *request, struct dm_external_answer *answer);
     int dmpy_validate(int32_t numa_node, uint64_t limit, uint64_t new_len, char *reason, void *arg);
+    int dmpy_mp_action(struct dm_memory *m, struct dm_mp_msg *msg, const struct dm_mp_peer *peer, void *arg);
+    void dmpy_mp_async(struct dm_memory *m, const struct dm_mp_msg *request, int status, const char *text,
+        struct dm_mp_replies *replies, void *arg);
 }
 """
 

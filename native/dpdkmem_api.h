@@ -386,3 +386,179 @@ int dm_mem_alloc_validator_register(struct dm_memory *m, const char *name, dm_me
 	uint64_t limit, void *arg);
 /* It is not called any more once this returns. -EINVAL, -ENAMETOOLONG, -ENOENT, -ENOTSUP. */
 int dm_mem_alloc_validator_unregister(struct dm_memory *m, const char *name, int32_t numa_node);
+/* ---- messages of programs (DPDK: rte_mp_*) ----
+ * Named actions: who registered one is called for each message and request of that name, from any other process of this
+ * primary, in order of arrival. Handlers and completions of one process run one at a time on a thread of the library's;
+ * while one of them waits in dm_mp_request_sync() or dm_mp_sendmsg(), another thread goes on with what comes. Inside them,
+ * and inside memory event callbacks, everything is allowed: requests, allocation, registration.
+ * Who does not take what was sent to it fills only its own queue (256 messages, 512 descriptors): -EAGAIN to who sends. */
+enum { DM_MP_MAX_NAME_LEN = 64, DM_MP_MAX_PARAM_LEN = 256, DM_MP_MAX_FD_NUM = 253 };
+struct dm_mp_msg {
+	char name[64];              /* of the action: 1 to 63 bytes */
+	int len_param, num_fds;
+	uint8_t param[256];
+	int fds[253];               /* sent: stay the caller's. Received: see there. Close-on-exec */
+};
+struct dm_mp_peer {
+	uint32_t owner_id;          /* 1: the program that embeds the primary */
+	uint32_t request_id;        /* names the request to dm_mp_reply(); 0: a message, which has no reply */
+	uint8_t session_id[16];     /* never used again, unlike the owner id */
+	char name[32];
+	uint32_t timeout_ms;        /* of the request, when it was delivered */
+	uint32_t reserved;
+};
+/* Whom to send to. A NULL pointer: as DPDK, from a secondary to the primary's program, from there to all secondaries. */
+enum dm_mp_to {
+	DM_MP_TO_PRIMARY = 1,       /* the program that embeds the primary */
+	DM_MP_TO_ALL = 2,           /* every other process that registered the action; it is no error if nobody did */
+	DM_MP_TO_OWNER = 3,
+	DM_MP_TO_SESSION = 4,
+	DM_MP_TO_NAME = 5           /* the one session of that name: -ENOTUNIQ if there are several */
+};
+struct dm_mp_target {
+	uint32_t to;                /* enum dm_mp_to */
+	uint32_t owner_id;          /* DM_MP_TO_OWNER */
+	uint8_t session_id[16];     /* DM_MP_TO_SESSION */
+	char name[32];              /* DM_MP_TO_NAME */
+};
+
+/* msg belongs to the library, and so do its descriptors: they are closed when this returns, but for those that it sets to -1.
+ * A request must be answered by dm_mp_reply(), inside or later, from any thread. Returning a negative errno without having
+ * replied answers it with that error; returning 0 without a reply leaves the requester to its deadline. */
+typedef int (*dm_mp_action)(struct dm_memory *m, struct dm_mp_msg *msg, const struct dm_mp_peer *peer, void *arg);
+
+/* What one receiver of a request answered. */
+struct dm_mp_answer {
+	struct dm_mp_peer peer;
+	int status;                 /* 0: msg is its reply. -errno: none, and msg.param says why: -ECONNRESET it died, ... */
+	struct dm_mp_msg msg;
+};
+struct dm_mp_replies {
+	uint32_t nb_sent;           /* receivers of the request */
+	uint32_t nb_received;       /* of them, who replied with status 0 */
+	uint32_t nb_answers;        /* elements of answers, failures included */
+	uint32_t reserved;
+	struct dm_mp_answer *answers;
+};
+/* status: as the result of dm_mp_request_sync(); text says why. replies and their descriptors belong to the library, as in a
+ * handler. */
+typedef void (*dm_mp_async_reply)(struct dm_memory *m, const struct dm_mp_msg *request, int status, const char *text,
+				  struct dm_mp_replies *replies, void *arg);
+
+/* -EINVAL no name, no function; -E2BIG name of 64 bytes or more; -EEXIST; -ENOMEM; -ENOTSUP a primary that serves nobody;
+ * -EPIPE the primary is gone; -ETIMEDOUT it does not answer. These two also from all that follow. */
+int dm_mp_action_register(struct dm_memory *m, const char *name, dm_mp_action action, void *arg);
+/* -ENOENT. The action is not called any more once this returns; inside handlers it does not wait for the one that runs. */
+int dm_mp_action_unregister(struct dm_memory *m, const char *name);
+/* Returns once the message waits at its receivers. -EINVAL, -E2BIG name, param or fds; -ESRCH no such process; -ENOENT it has
+ * not registered the action; -ENOTUNIQ; -EAGAIN its queue is full; -EMFILE the primary is out of descriptors; -EBADF. */
+int dm_mp_sendmsg(struct dm_memory *m, const struct dm_mp_target *target, const struct dm_mp_msg *msg);
+/* Waits until all have answered, at most timeout_ms. Errors: as dm_mp_sendmsg(), and the first of a receiver's: -ECONNRESET it
+ * died or detached, its handler's own; -ETIMEDOUT; -EDEADLK 32 handlers of this process wait for requests of theirs already.
+ * replies is filled in any case and freed by dm_mp_replies_free(), which closes the descriptors that are not -1. */
+int dm_mp_request_sync(struct dm_memory *m, const struct dm_mp_target *target, const struct dm_mp_msg *msg, int timeout_ms,
+		       struct dm_mp_replies *replies);
+void dm_mp_replies_free(struct dm_mp_replies *replies);
+/* Returns once it is sent. The callback comes exactly once, on the thread of handlers, unless this fails or dm_detach() ends
+ * the attachment before: then with -ESHUTDOWN. */
+int dm_mp_request_async(struct dm_memory *m, const struct dm_mp_target *target, const struct dm_mp_msg *msg, int timeout_ms,
+			dm_mp_async_reply callback, void *arg);
+/* Answers a request; does not wait. -EINVAL: peer names none. A reply that comes too late is dropped. */
+int dm_mp_reply(struct dm_memory *m, const struct dm_mp_msg *msg, const struct dm_mp_peer *peer);
+/* The same without a message: the requester gets -status and the text. */
+int dm_mp_reply_error(struct dm_memory *m, int status, const char *text, const struct dm_mp_peer *peer);
+
+/* ---- lanes (DPDK: lcore ids of threads that are not EAL's) ---- */
+#define DM_LANE_NONE 0xffffffff
+struct dm_lane_info {
+	uint32_t lane_id, owner_id;
+	uint32_t is_caller;         /* 1: of the calling thread */
+	uint32_t is_dead;           /* 1: its thread or process has ended, and the lane was not given out again */
+	uint64_t n_takeovers;       /* locks that it took from the dead */
+};
+/* Gives the calling thread a lane: a number below 4096 that no other living thread of any process has. A thread that takes a
+ * lock of the library's gets one anyway; again does nothing. -EUSERS all are taken; -EROFS the memory is only looked at. */
+int dm_thread_register(struct dm_memory *m, uint32_t *lane_id);
+/* Gives it back; it is given back when the thread ends, too. Who takes a lock after that may get another number. */
+void dm_thread_unregister(struct dm_memory *m);
+uint32_t dm_lane_id(struct dm_memory *m); /* of the calling thread; DM_LANE_NONE: not registered */
+/* The first lane at or after *lane_id that is taken; *lane_id becomes the next start. -ENOENT at the end. */
+int dm_lane_next(struct dm_memory *m, uint32_t *lane_id, struct dm_lane_info *out);
+
+/* ---- named shared structures (DPDK: rte_tailq, but for any process and any type) ----
+ * A registration ties a type and a name to an address, for all processes, in a record of its own: a memzone whose name begins with '@'.
+ * It stays until somebody removes it; what a dead process registered is listed as orphaned. */
+enum { DM_NAMED_TYPE_BYTES = 32, DM_NAMED_NAME_BYTES = 64 };
+struct dm_named {
+	char type[32], name[64];
+	uint64_t vaddr, bytes;      /* of the structure */
+	uint64_t registered_ns;
+	uint32_t owner_id;          /* who registered it */
+	uint32_t is_orphaned;       /* 1: that process has ended */
+	uint32_t zone_idx, generation; /* of the record: names this registration and no later one */
+};
+/* -EINVAL type or name empty, '/' in the type, structure not in shared memory; -ENAMETOOLONG type of 32 bytes or name of 64; -EEXIST; -EBUSY another process
+ * registers that name at this moment, and has not finished within a second; and as dm_memzone_reserve(). */
+int dm_named_register(struct dm_memory *m, const char *type, const char *name, const void *structure, uint64_t bytes,
+		      struct dm_named *out);
+/* The same with memory for the structure, all zero and 64-byte aligned, which goes with the registration. -EINVAL 0 bytes. */
+int dm_named_create(struct dm_memory *m, const char *type, const char *name, uint64_t bytes, int32_t numa_node,
+		    struct dm_named *out);
+int dm_named_lookup(struct dm_memory *m, const char *type, const char *name, struct dm_named *out); /* -ENOENT */
+/* Whoever registered it. -ENOENT: that registration is gone. -EINVAL it is an array (dm_fbarray_destroy()). */
+int dm_named_remove(struct dm_memory *m, const struct dm_named *which);
+/* The first registration of the type (NULL: of any) at or after *zone_idx, which becomes the next start. -ENOENT at the end. */
+int dm_named_next(struct dm_memory *m, const char *type, uint32_t *zone_idx, struct dm_named *out);
+
+/* ---- shared indexed arrays (DPDK: rte_fbarray) ----
+ * len elements of elt_sz bytes, each used or free, for all processes that attach to the name. Every call is atomic: it holds a lock
+ * that no death can keep. Answers of indices are >= 0. Errors everywhere: -EINVAL arr NULL or not attached, index or n that cannot be;
+ * and those of the attachment. */
+struct dm_fbarray {
+	char name[64];
+	void *data;                 /* element 0 */
+	uint32_t len, elt_sz;
+	void *shared;               /* the library's; NULL: neither made nor attached */
+	uint32_t zone_idx, generation;
+};
+enum { DM_FBARRAY_MAX_PROCESSES = 1024 };
+/* Makes an array, all free, elements zero, and attaches to it. -EINVAL len or elt_sz 0, len over INT_MAX; -ENAMETOOLONG; -EBUSY a
+ * living process has an array of that name (one that only dead ones had is replaced); -ENOMEM. */
+int dm_fbarray_init(struct dm_memory *m, struct dm_fbarray *arr, const char *name, uint32_t len, uint32_t elt_sz);
+/* -ENOENT no such array; -EEXIST this process is attached to it already; -EUSERS DM_FBARRAY_MAX_PROCESSES are. */
+int dm_fbarray_attach(struct dm_memory *m, struct dm_fbarray *arr, const char *name);
+int dm_fbarray_detach(struct dm_memory *m, struct dm_fbarray *arr); /* -ENOENT not attached */
+/* Gives the memory back. -EBUSY another living process is attached. */
+int dm_fbarray_destroy(struct dm_memory *m, struct dm_fbarray *arr);
+void *dm_fbarray_get(const struct dm_fbarray *arr, uint32_t idx); /* NULL: no such index */
+int dm_fbarray_set_used(struct dm_memory *m, struct dm_fbarray *arr, uint32_t idx); /* used already: 0 too */
+int dm_fbarray_set_free(struct dm_memory *m, struct dm_fbarray *arr, uint32_t idx);
+int dm_fbarray_is_used(struct dm_memory *m, struct dm_fbarray *arr, uint32_t idx); /* 1, 0 */
+int dm_fbarray_count(struct dm_memory *m, struct dm_fbarray *arr); /* used elements */
+/* The first at or after start. Nothing found: -ENOSPC (free), -ENOENT (used). */
+int dm_fbarray_find_next_free(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+int dm_fbarray_find_next_used(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+/* The lowest index of the first n in a row that begin at or after start. */
+int dm_fbarray_find_next_n_free(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start, uint32_t n);
+int dm_fbarray_find_next_n_used(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start, uint32_t n);
+/* The last at or before start. */
+int dm_fbarray_find_prev_free(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+int dm_fbarray_find_prev_used(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+/* The lowest index of the last n in a row that end at or before start. */
+int dm_fbarray_find_prev_n_free(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start, uint32_t n);
+int dm_fbarray_find_prev_n_used(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start, uint32_t n);
+/* How many in a row from start on; 0: start itself is not one. */
+int dm_fbarray_find_contig_free(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+int dm_fbarray_find_contig_used(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+/* The same backwards: how many in a row end at start. */
+int dm_fbarray_find_rev_contig_free(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+int dm_fbarray_find_rev_contig_used(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+/* The lowest index of the longest run at or after start; of equal ones the first. */
+int dm_fbarray_find_biggest_free(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+int dm_fbarray_find_biggest_used(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+/* The lowest index of the longest run at or before start; of equal ones the last. */
+int dm_fbarray_find_rev_biggest_free(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+int dm_fbarray_find_rev_biggest_used(struct dm_memory *m, struct dm_fbarray *arr, uint32_t start);
+int dm_fbarray_find_idx(struct dm_memory *m, const struct dm_fbarray *arr, const void *elt); /* of the element that covers elt */
+/* Name, length, used elements and words of the mask as text; returns what it takes, as snprintf(3). */
+int dm_fbarray_dump_metadata(struct dm_memory *m, struct dm_fbarray *arr, char *text, size_t text_bytes);

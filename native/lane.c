@@ -145,6 +145,13 @@ static struct dm_lane *lane_of(const struct dm_control *c, uint32_t lock_word)
 	return i < DM_MAX_LANES ? dm_lane_at(c, i) : NULL;
 }
 
+uint32_t dm_lane_lock_word(const struct dm_control *c, uint32_t lane_idx)
+{
+	uint64_t word = atomic_load_explicit(&dm_lane_at(c, lane_idx)->word, memory_order_acquire);
+
+	return lane_generation(word) << LOCK_GEN_SHIFT | (lane_idx + 1);
+}
+
 bool dm_lane_is_dead(const struct dm_control *c, uint32_t lock_word)
 {
 	struct dm_lane *lane = lane_of(c, lock_word);

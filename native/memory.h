@@ -48,6 +48,7 @@ struct dm_memory {
 	struct dm_readers *readers; /* event.c */
 	struct dm_seg_fds *seg_fds; /* seg_fd.c; NULL in an offline reader */
 	struct dm_validators *validators; /* validator.c; NULL in the primary */
+	struct dm_ipc *ipc;         /* ipc.c; NULL in an offline reader */
 	_Atomic uint32_t n_references; /* the attachment, and each thread's part: robust lists run through ctl */
 	void (*release)(struct dm_memory *m); /* of the last reference: deletes thread_key, unmaps ctl, frees m; may be NULL */
 };
@@ -70,6 +71,8 @@ bool dm_lane_is_dead(const struct dm_control *c, uint32_t lock_word); /* of the 
 void dm_lanes_kill(struct dm_control *c, uint32_t owner_id);
 /* Primary, after the pidfd proved death: frees every lane of owner_id. The locks must have been swept first. */
 void dm_lanes_free(struct dm_control *c, uint32_t owner_id);
+/* What the thread of lane lane_idx would write into a lock. */
+uint32_t dm_lane_lock_word(const struct dm_control *c, uint32_t lane_idx);
 /* The liveness word of the lane that a lock word names; NULL: none. */
 _Atomic uint32_t *dm_lane_live_word(const struct dm_control *c, uint32_t lock_word);
 

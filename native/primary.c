@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "ipc.h"
 #include "memory.h"
 #include "walks.h"
 #include "wire.h"
@@ -114,6 +115,8 @@ int dm_primary_create(const struct dm_control_spec *spec, dm_grow_fn grow, void 
 		err = dm_readers_create(&p->m);
 	if (!err)
 		err = dm_seg_fds_create(&p->m);
+	if (!err)
+		err = dm_ipc_create(&p->m);
 	if (err) {
 		dm_primary_destroy(&p->m);
 		return err;
@@ -127,6 +130,7 @@ void dm_primary_destroy(struct dm_memory *m)
 {
 	struct primary *p = of(m);
 
+	dm_ipc_destroy(m);
 	dm_bell_stop(p->bell);
 	dm_readers_destroy(m);
 	dm_seg_fds_destroy(m);

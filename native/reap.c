@@ -57,6 +57,13 @@ static int sweep_locks(struct dm_memory *m, struct dm_reap_report *out)
 		dm_lock_release(m, &c->tag_lock);
 		out->n_locks++;
 	}
+	if (is_held_by_the_dead(c, &c->fbarray_lock)) {
+		err = dm_lock_acquire(m, &c->fbarray_lock, DM_PRIMARY_WAIT_NS);
+		if (err < 0)
+			return err;
+		dm_lock_release(m, &c->fbarray_lock);
+		out->n_locks++;
+	}
 	return sweep_heaps(m, out);
 }
 

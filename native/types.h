@@ -22,6 +22,9 @@
  *  | allocating, after the commit     | a block with a dead owner      | reaper: private reclaimed, shared is orphaned   |
  *  | freeing, before / after commit   | block live / derived bits off  | as above / rebuild                              |
  *  | reserving or freeing a zone      | run tagged memzone, no zone    | reaper: dm_reap_owner() frees it                |
+ *  | changing a bit of an array       | the bit, a count that is off   | next locker: counts again                       |
+ *  | attaching to, leaving an array   | an entry of a dead session     | it counts for nothing, and is taken again       |
+ *  | registering a named structure    | a record that is not whole     | who wants the name next frees it                |
  *  | mapping a round, before its ack  | no ack                         | primary: the pidfd proves death, counts it out  |
  *  | claiming warm memsegs            | some are the heap's, some WARM | next locker: rebuilds; both are lawful          |
  *  | primary: growing                 | memseg GROWING                 | adopting primary: ABSENT again, file is punched |
@@ -398,6 +401,7 @@ struct dm_control {
 	_Atomic uint32_t zone_seq;  /* zone lock: odd while the index changes; readers without the lock compare it */
 	alignas(DM_CACHE_LINE) struct dm_lock tag_lock;    /* any */
 	_Atomic uint32_t n_tags;    /* tag lock */
+	struct dm_lock fbarray_lock; /* any; who attaches to, leaves or removes a shared array; before the zone and heap locks */
 	alignas(DM_CACHE_LINE) _Atomic uint64_t index_seq; /* primary: odd while the page index is rebuilt */
 	_Atomic uint64_t index_shifts[DM_INDEX_KINDS]; /* DERIVED, primary: bit s set: pages of 1 << s bytes are in the index */
 	_Atomic uint64_t n_index_entries, n_index_graves; /* DERIVED, primary: entries, and removed ones that a search still passes */

@@ -38,6 +38,15 @@ enum dm_wire_type {
 	DM_WIRE_EXTERNAL = 20,      /* -> heaps and memory that the program brings; with its descriptors */
 	DM_WIRE_EXTERNAL_DONE = 21, /* <- the answer to EXTERNAL */
 	DM_WIRE_EXTERNAL_FILE = 22, /* <- the file of shared external memory, one descriptor; SEGMENTS or ROUND says when to map it */
+	/* 30 to 39: messages of programs. Only MP_OPEN travels on the session socket, the others on the channel it brings. */
+	DM_WIRE_MP_OPEN = 30,   /* -> with a descriptor: the primary's end of this session's channel; a bare header, no answer */
+	DM_WIRE_MP_ACTION = 31, /* -> a name that messages may have from now on, or no longer; answered by MP_RESULT */
+	DM_WIRE_MP_SEND = 32,   /* -> with descriptors; answered by MP_RESULT */
+	DM_WIRE_MP_DELIVER = 33, /* <- with descriptors */
+	DM_WIRE_MP_REPLY = 34,  /* -> with descriptors; to a request that was delivered */
+	DM_WIRE_MP_ANSWER = 35, /* <- with descriptors; one per receiver of a request */
+	DM_WIRE_MP_RESULT = 36, /* <- the last word about an MP_ACTION or MP_SEND */
+	DM_WIRE_MP_TAKEN = 37,  /* -> deliveries left the queue */
 	DM_WIRE_VALIDATOR_REGISTER = 40,   /* -> answered by DONE */
 	DM_WIRE_VALIDATOR_UNREGISTER = 41, /* -> answered by DONE; asked no more once that has come */
 	DM_WIRE_VALIDATE = 42,  /* <- may the map grow? */
@@ -51,7 +60,7 @@ struct dm_wire_header {
 	uint16_t type;
 	uint16_t n_fds;             /* that come with this message */
 	uint32_t bytes;             /* of the whole message */
-	uint32_t request_id;        /* of requests and their answers, of VALIDATE and VERDICT; else 0 */
+	uint32_t request_id;        /* of requests and their answers, VALIDATE and VERDICT, MP_ACTION to MP_RESULT; else 0 */
 };
 static_assert(sizeof(struct dm_wire_header) == 16, "wire");
 
@@ -219,5 +228,61 @@ enum dm_end_code {
 	DM_END_EVICTED = 7,         /* silent in a round, under --on-lag=evict; or a full queue */
 	DM_END_MODE = 8,            /* asked for something that this primary does not do */
 };
+
+/* ---- messages of programs, on their own channel ---- */
+
+enum {
+	DM_WIRE_MP_NAME_BYTES = 64, /* an action's, with NUL */
+	DM_WIRE_MP_PARAM_BYTES = 256,
+	DM_WIRE_MP_WINDOW = 256,    /* deliveries that wait in one receiver; more are refused to their senders */
+	DM_WIRE_MP_WINDOW_FDS = 512, /* descriptors that wait with them: less than the usual RLIMIT_NOFILE */
+	DM_WIRE_MP_MAX_REQUESTS = 256, /* MP_ACTION and MP_SEND of one channel without their MP_RESULT */
+	DM_WIRE_MP_MAX_ACTIONS = 1024, /* of one channel */
+};
+enum dm_wire_mp_kind { DM_WIRE_MP_MESSAGE = 1, DM_WIRE_MP_REQUEST = 2 };
+/* enum dm_mp_to of dpdkmem_api.h has the numbers of `to`. */
+
+/* MP_SEND, MP_DELIVER, MP_REPLY, MP_ANSWER. h.request_id: MP_SEND and MP_ANSWER the sender's; MP_DELIVER and MP_REPLY the
+ * primary's, 0 in the MP_DELIVER of a message. */
+struct dm_wire_mp {
+	struct dm_wire_header h;
+	uint32_t kind;              /* MP_SEND, MP_DELIVER: enum dm_wire_mp_kind; else 0 */
+	uint32_t status;            /* MP_REPLY, MP_ANSWER: 0, or errno and param is its text; else 0 */
+	uint32_t to;                /* MP_SEND; else 0 */
+	uint32_t owner_id;          /* MP_SEND to DM_MP_TO_OWNER: the target; MP_DELIVER, MP_ANSWER: who sent it; else 0 */
+	uint32_t timeout_ms;        /* MP_SEND, MP_DELIVER of a request; else 0 */
+	uint32_t n_taken;           /* MP_SEND, MP_REPLY: as MP_TAKEN's; else 0 */
+	uint32_t param_bytes;
+	uint32_t reserved;
+	uint8_t session_id[16];     /* MP_SEND to DM_MP_TO_SESSION: the target; MP_DELIVER, MP_ANSWER: who sent it; else 0 */
+	char peer_name[32];         /* MP_SEND to DM_MP_TO_NAME: the target; MP_DELIVER, MP_ANSWER: who sent it; else 0 */
+	char action[DM_WIRE_MP_NAME_BYTES];
+	uint8_t param[];
+};
+static_assert(sizeof(struct dm_wire_mp) == 160, "wire");
+
+struct dm_wire_mp_action {
+	struct dm_wire_header h;
+	uint32_t is_on;             /* 1 registered, 0 no longer */
+	uint32_t reserved;
+	char action[DM_WIRE_MP_NAME_BYTES];
+};
+static_assert(sizeof(struct dm_wire_mp_action) == 88, "wire");
+
+struct dm_wire_mp_result {
+	struct dm_wire_header h;
+	uint32_t status;            /* 0 or errno */
+	uint32_t n_sent, n_received; /* MP_SEND: receivers; requests: replies with status 0 */
+	uint32_t reserved;
+	char text[256];
+};
+static_assert(sizeof(struct dm_wire_mp_result) == 288, "wire");
+
+struct dm_wire_mp_taken {
+	struct dm_wire_header h;
+	uint32_t n_taken;           /* deliveries that left the queue since this was last said */
+	uint32_t n_dropped;         /* of them, messages that no handler saw */
+};
+static_assert(sizeof(struct dm_wire_mp_taken) == 24, "wire");
 
 #endif

@@ -119,6 +119,7 @@ class Backend:
             "rounds.failed": p.publisher.stats.n_failed,
             "rounds.late": p.publisher.stats.n_late,
             "files.allocated_bytes": sum(one.files.present_bytes() for one in p.lists),
+            **p.messages.counters(),
         }
 
     def timings(self) -> Mapping[str, TimingFields]:

@@ -12,12 +12,15 @@ Threads: `EmbeddedPrimary` from any; never from a callback that runs on the loop
 
 from __future__ import annotations
 
+import queue
+import socket
 import threading
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem.primary.service import Primary
 from dpdkmem.primary.validators import LocalAsker, Validator
 from dpdkmem.shared.errors import Closed
+from dpdkmem.shared.fds import Fd
 from dpdkmem.shared.memory import UserMemory
 
 if TYPE_CHECKING:
@@ -93,7 +96,43 @@ class EmbeddedPrimary(UserMemory):
         self.primary = primary
         self.__dict__["validators"] = _ValidatorDoor(primary)  # in place of the one that asks over a session
         self._thread = threading.Thread(target=primary.run, name="dm-primary", daemon=True)
+        self._mp_lock = threading.Lock()
+        self._mp_is_open = False
         self._thread.start()
+
+    def mp_disable(self) -> bool:
+        """Refuse secondaries from here on; return False, and change nothing, if there are any.
+
+        Unlike DPDK's it can be undone (`mp_enable`), and works again once those that attached have ended.
+        """
+        return self._set_accepting(accepts=False)
+
+    def mp_enable(self) -> None:
+        """Undo `mp_disable`."""
+        self._set_accepting(accepts=True)
+
+    def _set_accepting(self, *, accepts: bool) -> bool:
+        self.memory.check_usable()
+        outcome: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.primary.loop.call_soon_threadsafe(
+            lambda: outcome.put(self.primary.set_accepting(accepts=accepts))
+        )
+        while True:
+            try:
+                return outcome.get(timeout=_LOOK_S)
+            except queue.Empty:  # closed meanwhile: the loop runs no more calls
+                self.memory.check_usable()
+
+    def _mp_open(self) -> None:
+        if not self.primary.config.sessions.accept_secondaries:
+            return  # the C library says ENOTSUP
+        with self._mp_lock:
+            if self._mp_is_open or self.memory.closed:
+                return
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.primary.adopt_own_messages(Fd(theirs.detach()))
+            self._mp.adopt(ours.detach())
+            self._mp_is_open = True
 
     def close(self, *, force: bool = False) -> None:
         """End the primary in order; what secondaries have mapped stays theirs. Again does nothing.

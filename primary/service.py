@@ -33,6 +33,8 @@ from dpdkmem.primary.growth import Growth, MemsegList
 from dpdkmem.primary.hugepages import HostPages
 from dpdkmem.primary.hugetlbfs import clean_stale_files
 from dpdkmem.primary.iova import IovaHost
+from dpdkmem.primary.ipc_directory import OWNER_PRIMARY, Process
+from dpdkmem.primary.ipc_router import MpRouter
 from dpdkmem.primary.layout import plan
 from dpdkmem.primary.legacy import LegacyMemory, refusal
 from dpdkmem.primary.limits import LimitGuard
@@ -97,7 +99,6 @@ _MAX_FD_TABLE: Final = (
     65536  # descriptors for which the table is made at start; growing it later stalls every thread
 )
 _ALLOC_IOVA_CONTIG: Final = 8  # DM_ALLOC_IOVA_CONTIG
-_MAX_RECV_FDS: Final = 2  # of an EXTERNAL: the memory's, and the table of IOVAs
 
 
 class Primary:
@@ -123,6 +124,7 @@ class Primary:
         self._own_growths: set[_OwnGrowth] = set()
         self._own_changes: set[_OwnChange] = set()
         self._has_ended = False
+        self._has_program = False
         self._give_back_pending = False
         self._publish_pending = False
 
@@ -263,6 +265,8 @@ class Primary:
         if self._stop_wanted:
             self.loop.stop()
         self.sessions = SessionTable(self.native, self.loop, config.sessions, self)
+        self.messages = MpRouter(self.loop, self._processes)
+        self._stack.callback(self.messages.close)
         self.publisher = Publisher(
             self.native,
             self.loop,
@@ -373,9 +377,7 @@ class Primary:
         self._stack.callback(self.admin.close)
 
     def _listen(self, path: Path | str, mode: int) -> None:
-        listener = SeqpacketListener(
-            path, mode=mode, max_recv_fds=_MAX_RECV_FDS, refusal=OUT_OF_DESCRIPTORS.encode()
-        )
+        listener = SeqpacketListener(path, mode=mode, refusal=OUT_OF_DESCRIPTORS.encode())
         self.session_path = str(path)
         self._stack.callback(listener.close)
         self.sessions.listen(listener)
@@ -448,6 +450,32 @@ class Primary:
         """Return the files of one-file lists."""
         return [(one.info.list_idx, one.files.list_fd) for one in self.lists if one.files.list_fd is not None]
 
+    def open_messages(self, session: Session, fd: Fd) -> None:
+        """Give the router its end of a session's channel."""
+        who = Process(session.owner_id, session.session_id, session.name, session.peer.pid)
+        self.messages.adopt(who, fd)
+
+    def adopt_own_messages(self, fd: Fd) -> None:
+        """Give the router its end of the channel of the program that embeds this primary; from any thread."""
+        self._has_program = True
+        self.loop.call_soon_threadsafe(lambda: self.messages.adopt(self._own_process(), fd))
+
+    def set_accepting(self, *, accepts: bool) -> bool:
+        """Refuse new sessions, if there is none, or admit them again; return whether that could be done. On the loop's thread."""
+        if not accepts and (self.sessions.all or self.sessions.lingering):
+            return False
+        self.sessions.accepts = accepts
+        return True
+
+    def _own_process(self) -> Process:
+        return Process(OWNER_PRIMARY, self.native.control_info().instance_id, "primary", os.getpid())
+
+    def _processes(self) -> Iterable[Process]:
+        if self._has_program:
+            yield self._own_process()
+        for session in self.sessions.members:
+            yield Process(session.owner_id, session.session_id, session.name, session.peer.pid)
+
     def joined(self, session: Session) -> None:
         """Let a new member into the rounds that run."""
         _LOG.info("%s attached", session.describe())
@@ -461,6 +489,7 @@ class Primary:
         self.publisher.forget(session)
         self.external.ended(session)
         self.session_validators.ended(session)
+        self.messages.forget(session.owner_id)
         self._tell(Topic.SESSION, "ended", session, reason=why)
 
     def _tell(self, topic: Topic, what: str, session: Session, **more: object) -> None:

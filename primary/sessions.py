@@ -44,6 +44,8 @@ from dpdkmem.shared.messages import (
     Grow,
     Hello,
     ListFiles,
+    MessageType,
+    MpOpen,
     Ready,
     Round,
     RoundOp,
@@ -54,6 +56,7 @@ from dpdkmem.shared.messages import (
     ValidatorUnregister,
     Verdict,
     Welcome,
+    message_type,
     split_runs,
 )
 from dpdkmem.shared.model import OwnerState
@@ -67,7 +70,7 @@ if TYPE_CHECKING:
     from dpdkmem.primary.publication import Member
     from dpdkmem.shared.channel import PeerCredentials, SeqpacketChannel, SeqpacketListener
     from dpdkmem.shared.config import SessionConfig
-    from dpdkmem.shared.fds import Fd
+    from dpdkmem.shared.fds import Fd, FdBundle
     from dpdkmem.shared.messages import (
         Done,
         ExternalDone,
@@ -91,6 +94,7 @@ OUT_OF_DESCRIPTORS: Final = End(
     retryable=True,
     text="the primary is out of descriptors: raise its `ulimit -n` (RLIMIT_NOFILE), or use --single-file-segments",
 )
+_MAX_RECV_FDS: Final = 2  # of a member: with EXTERNAL the memory's and the table of IOVAs; one with MP_OPEN
 _PACKETS_PER_TURN: Final = 16  # of one session, so that a loud one does not starve the others
 
 
@@ -122,6 +126,9 @@ class Hooks(Protocol):
 
     def list_files(self) -> list[tuple[int, int]]:
         """Return (list index, descriptor) of the one-file lists."""
+
+    def open_messages(self, session: Session, fd: Fd) -> None:
+        """Take our end of the channel for a session's messages; fd is taken."""
 
     def joined(self, session: Session) -> None:
         """A session became a member."""
@@ -204,6 +211,7 @@ class SessionTable:
         self._dying: dict[int, Session] = {}  # by pidfd: over, not proved dead
         self._orphans: deque[int] = deque()  # owner ids in state ORPHAN
         self.ack_fd = -1
+        self.accepts = True
         self.n_accepted = 0
         self.n_refused = 0
 
@@ -366,6 +374,10 @@ class SessionTable:
                 f"user {peer.uid} may not attach to this primary, which runs as user {os.getuid()}: start it with "
                 f"--allow-uid {peer.uid} or --allow-gid {peer.gid}",
             )
+        if not self.accepts:
+            raise PeerProtocolError(
+                EndCode.MODE, "the program that embeds this primary has disabled secondaries (mp_disable)"
+            )
         n = len(self._sessions) + len(self._dying)  # both cost descriptors and an owner slot
         if n >= self._config.max_sessions:
             raise LimitExceeded(
@@ -438,12 +450,17 @@ class SessionTable:
         if packet is None:
             return False
         with packet.fds as fds:
+            if packet.fds_lost and message_type(packet.data) == MessageType.MP_OPEN:
+                _LOG.warning(
+                    "no descriptor is left for the messages of %s: raise `ulimit -n`", session.describe()
+                )
+                return True  # it sees the end of its channel
             messages = session.protocol.receive_packet(packet.data, len(fds), time.monotonic())
             for message in messages:
                 if isinstance(message, External):
                     self._hooks.change_external(session, message, fds.take_all())
                 else:
-                    self._handle(session, message)
+                    self._handle(session, message, fds)
         self._set_timer(session)
         return True
 
@@ -452,7 +469,7 @@ class SessionTable:
         _LOG.warning("%s broke the protocol: %s", session.describe(), error)
         self.end(session, end_for(error), str(error))
 
-    def _handle(self, session: Session, message: Message | SessionEnded) -> None:
+    def _handle(self, session: Session, message: Message | SessionEnded, fds: FdBundle) -> None:
         match message:
             case Hello():
                 self._welcome(session, message)
@@ -464,6 +481,8 @@ class SessionTable:
                 self._hooks.get_fds(session, message)
             case ValidatorRegister() | ValidatorUnregister() | Verdict():
                 self._hooks.validator_message(session, message)
+            case MpOpen():
+                self._hooks.open_messages(session, fds.take_next())
             case Bye():
                 session.said_goodbye = True
                 self.end(session, End(EndCode.BYE, retryable=False, text="goodbye"), "it detached")
@@ -562,6 +581,7 @@ class SessionTable:
         session.attached_at = time.monotonic()
         self._memory.owner_set_state(session.owner_id, OwnerState.LIVE)
         self._send(session, Attached(version), ())
+        session.channel.expect_fds(_MAX_RECV_FDS, tolerates_lost_fds=True)
         self._hooks.joined(session)
 
     def _drop(self, session: Session, runs: Sequence[Run]) -> None:

@@ -82,6 +82,8 @@ class Packet:
 
     data: bytes
     fds: FdBundle
+    fds_lost: bool = False
+    """Fewer descriptors came than were sent: only of a channel that tolerates it."""
 
 
 class SeqpacketChannel:
@@ -92,6 +94,7 @@ class SeqpacketChannel:
         max_recv_fds: most descriptors that a packet may bring; 0 where none are expected.
         max_queue_messages: most packets that wait for the peer to read.
         max_queue_fds: most descriptors that wait with them.
+        tolerates_lost_fds: a packet whose descriptors were lost is returned, and says so, instead of being a breach.
 
     Threads: one at a time. Blocks: never.
     """
@@ -103,11 +106,11 @@ class SeqpacketChannel:
         max_recv_fds: int = MAX_FDS,
         max_queue_messages: int = DEFAULT_QUEUE_MESSAGES,
         max_queue_fds: int = DEFAULT_QUEUE_FDS,
+        tolerates_lost_fds: bool = False,
     ) -> None:
         connection.settimeout(0)
         self._socket = connection
-        self._ancillary_bytes = socket.CMSG_SPACE(max_recv_fds * _INT.size) if max_recv_fds else 0
-        self._max_recv_fds = max_recv_fds
+        self.expect_fds(max_recv_fds, tolerates_lost_fds=tolerates_lost_fds)
         self._max_queue_messages = max_queue_messages
         self._max_queue_fds = max_queue_fds
         self._queue: deque[tuple[bytes, tuple[Fd, ...]]] = deque()
@@ -146,6 +149,46 @@ class SeqpacketChannel:
         """Return two channels that are connected to each other (socketpair(2))."""
         left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         return cls(left), cls(right)
+
+    @classmethod
+    def of_peer(cls, fd: Fd, *, max_recv_fds: int = MAX_FDS, max_queue_fds: int = DEFAULT_QUEUE_FDS) -> Self:
+        """Return a channel over a connected socket that a peer sent us; tolerates lost descriptors.
+
+        Args:
+            fd: taken, also if this raises.
+            max_recv_fds: as of the class.
+            max_queue_fds: as of the class.
+
+        Raises:
+            PeerProtocolError: it is no AF_UNIX SOCK_SEQPACKET socket.
+            PeerGone: it is not connected (any more).
+        """
+        with fd:
+            try:
+                connection = socket.socket(fileno=fd.fileno())
+            except OSError as error:
+                raise PeerProtocolError(
+                    EndCode.PROTOCOL,
+                    f"a descriptor that should be a channel is none: {os.strerror(error.errno or 0)}",
+                ) from None
+            fd.take()
+        if (connection.family, connection.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+            connection.close()
+            raise PeerProtocolError(EndCode.PROTOCOL, "a channel must be an AF_UNIX SOCK_SEQPACKET socket")
+        try:
+            connection.getpeername()
+        except OSError:
+            connection.close()
+            raise PeerGone("a channel that came is not connected any more") from None
+        return cls(
+            connection, max_recv_fds=max_recv_fds, max_queue_fds=max_queue_fds, tolerates_lost_fds=True
+        )
+
+    def expect_fds(self, max_recv_fds: int, *, tolerates_lost_fds: bool = False) -> None:
+        """Set how many descriptors a packet may bring from here on; the arguments are those of the class."""
+        self._tolerates_lost_fds = tolerates_lost_fds
+        self._ancillary_bytes = socket.CMSG_SPACE(max_recv_fds * _INT.size) if max_recv_fds else 0
+        self._max_recv_fds = max_recv_fds
 
     @property
     def is_closed(self) -> bool:
@@ -202,6 +245,8 @@ class SeqpacketChannel:
         fds = FdBundle(_received_fds(ancillary))
         if data and not flags & (_CUT_SHORT):
             return Packet(data, fds)
+        if data and self._tolerates_lost_fds and not flags & socket.MSG_TRUNC:
+            return Packet(data, fds, fds_lost=True)
         n_fds = len(fds)
         fds.close()
         if not data:  # an empty packet cannot be told from the end of file, and is no message either

@@ -107,6 +107,10 @@ class FdBundle:
         """Return how many are left."""
         return len(self._numbers)
 
+    def numbers(self) -> tuple[int, ...]:
+        """Return the numbers of those that are left, in order; they stay owned."""
+        return tuple(self._numbers)
+
     def take_next(self) -> Fd:
         """Return the first that is left, as an owner of its own.
 

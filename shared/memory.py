@@ -25,12 +25,16 @@ from dpdkmem.native import AllocFlag, PinKind
 from dpdkmem.shared.dma import DmaCalls
 from dpdkmem.shared.errors import Closed, DpdkmemError, LifetimeError, ResourceError, SegmentBusy
 from dpdkmem.shared.external import ExternalMemoryCalls
+from dpdkmem.shared.fbarray import FbArrayUser
 from dpdkmem.shared.heap_introspection import HeapIntrospection
+from dpdkmem.shared.ipc import MpUser
+from dpdkmem.shared.lanes import LaneUser
 from dpdkmem.shared.leases import Leases, lease
 from dpdkmem.shared.malloc_family import MallocFamily
 from dpdkmem.shared.mem_events import MemEventCallbacks
 from dpdkmem.shared.memzone_family import MemzoneFamily
 from dpdkmem.shared.model import NUMA_ANY
+from dpdkmem.shared.named import NamedUser
 from dpdkmem.shared.validators import ValidatorMixin
 from dpdkmem.shared.walks import MapUser
 
@@ -259,7 +263,17 @@ class Memzone(_Place):
 
 
 class UserMemory(
-    MallocFamily, HeapIntrospection, MemzoneFamily, MapUser, DmaCalls, ExternalMemoryCalls, ValidatorMixin
+    MallocFamily,
+    HeapIntrospection,
+    MemzoneFamily,
+    MapUser,
+    DmaCalls,
+    ExternalMemoryCalls,
+    ValidatorMixin,
+    MpUser,
+    LaneUser,
+    FbArrayUser,
+    NamedUser,
 ):
     """Shared memory as a program uses it.
 
@@ -270,6 +284,7 @@ class UserMemory(
     """
 
     def __init__(self, memory: Memory) -> None:
+        MpUser.__init__(self, memory)
         self.memory = memory
         """The C library's side, for what has no method here."""
         self.leases = Leases()
@@ -555,10 +570,11 @@ class UserMemory(
 
         Raises:
             SegmentBusy: views are in use; nothing is changed.
-            LifetimeError: called from inside a memory event callback; nothing is changed.
+            LifetimeError: called from inside a memory event callback or a handler of messages; nothing is changed.
         """
         if self._events.called_from_inside or self.validators.called_from_inside:
             raise LifetimeError("a memory event callback or validator cannot close the memory that calls it")
+        self.mp_check_outside()
         with self.lock:
             if len(self.leases) and not force:
                 raise SegmentBusy(

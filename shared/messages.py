@@ -98,6 +98,7 @@ class MessageType(enum.IntEnum):
     VALIDATOR_UNREGISTER = 41
     VALIDATE = 42
     VERDICT = 43
+    MP_OPEN = 30
 
 
 class EndCode(enum.IntEnum):
@@ -673,6 +674,21 @@ class Fds(_Message):
 
 
 @dataclass(frozen=True, slots=True)
+class MpOpen(_Message):
+    """C -> P, with a descriptor: the primary's end of the channel for this session's messages (`ipc_messages.py`); not answered."""
+
+    TYPE: ClassVar[MessageType] = MessageType.MP_OPEN
+
+    @property
+    def n_fds(self) -> int:
+        """Descriptors that come with it."""
+        return 1
+
+    def _pack(self) -> bytes:
+        return _encode(self, _NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
 class End(_NoFds):
     """P -> C, the last: why the session ends.
 
@@ -834,6 +850,7 @@ Message: TypeAlias = (
     | ValidatorUnregister
     | Validate
     | Verdict
+    | MpOpen
 )
 
 
@@ -876,6 +893,11 @@ def decode(data: bytes, n_fds: int) -> Message:
     if fault_text is not None:
         raise _breach(f"{name}: {fault_text}")
     return message
+
+
+def message_type(data: bytes) -> int:
+    """Return the type that a packet says to have; 0 if it is too short."""
+    return int(_HEADER.unpack_from(data)[1]) if len(data) >= HEADER_BYTES else 0
 
 
 def split_runs(
@@ -1068,6 +1090,11 @@ def _decode_verdict(body: _Body) -> Verdict:
     return Verdict(body.request_id, int(status), "".join(one if one.isprintable() else "?" for one in text))
 
 
+def _decode_mp_open(body: _Body) -> MpOpen:
+    body.exactly(_NOTHING)
+    return MpOpen()
+
+
 def _decode_end(body: _Body) -> End:
     code, retryable, text = body.exactly(_TEXT)
     return End(int(code), _flag(retryable, 1), _string("the text", text))
@@ -1138,6 +1165,7 @@ _DECODERS: Final[Mapping[int, Callable[[_Body], Message]]] = {
     MessageType.VALIDATOR_UNREGISTER: _decode_validator_unregister,
     MessageType.VALIDATE: _decode_validate,
     MessageType.VERDICT: _decode_verdict,
+    MessageType.MP_OPEN: _decode_mp_open,
 }
 
 

@@ -350,6 +350,52 @@ class PinKind(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class LaneInfo:
+    """The slot of one thread.
+
+    Attributes:
+        lane_id: below 4096; no other living thread of any process has it.
+        owner_id: of the thread's process.
+        is_caller: whether it is the calling thread's.
+        is_dead: its thread or process has ended, and the lane was not given out again.
+        n_takeovers: locks that the thread took from the dead.
+    """
+
+    lane_id: int
+    owner_id: int
+    is_caller: bool
+    is_dead: bool
+    n_takeovers: int
+
+
+@dataclass(frozen=True, slots=True)
+class NamedInfo:
+    """A named shared structure.
+
+    Attributes:
+        kind: its type, without "/"; "fbarray" of shared arrays.
+        name: unique among those of its type.
+        vaddr: of the structure.
+        bytes: of the structure.
+        owner_id: who registered it.
+        is_orphaned: that process has ended.
+        registered_ns: CLOCK_REALTIME.
+        zone_idx: of its record.
+        generation: of its record: tells this registration from a later one.
+    """
+
+    kind: str
+    name: str
+    vaddr: int
+    bytes: int
+    owner_id: int
+    is_orphaned: bool
+    registered_ns: int
+    zone_idx: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class PinInfo:
     """A range that is not given back, and why."""
 

@@ -43,6 +43,7 @@ from dpdkmem.shared.messages import (
     HelloFlag,
     ListFiles,
     Message,
+    MpOpen,
     Ready,
     Role,
     Round,
@@ -89,6 +90,7 @@ class Input(enum.Enum):
     VALIDATOR_UNREGISTER = "VALIDATOR_UNREGISTER"
     VALIDATE = "VALIDATE"
     VERDICT = "VERDICT"
+    MP_OPEN = "MP_OPEN"
     END = "END"
     CLOSED = "end of file"
     EXPIRED = "deadline"
@@ -108,6 +110,7 @@ SENT_BY_SECONDARY: Final = frozenset(
         Input.VALIDATOR_REGISTER,
         Input.VALIDATOR_UNREGISTER,
         Input.VERDICT,
+        Input.MP_OPEN,
         Input.BYE,
     }
 )
@@ -266,6 +269,7 @@ PRIMARY_TABLE: Final[Mapping[tuple[PrimaryState, Input], PrimaryState]] = _table
             Input.VALIDATOR_UNREGISTER: _P.MEMBER,
             Input.VALIDATE: _P.MEMBER,
             Input.VERDICT: _P.MEMBER,
+            Input.MP_OPEN: _P.MEMBER,
             Input.BYE: _P.LEAVING,
             Input.END: _P.ENDED,
         },
@@ -334,6 +338,7 @@ SECONDARY_TABLE: Final[Mapping[tuple[SecondaryState, Input], SecondaryState]] = 
             Input.VALIDATOR_UNREGISTER: _S.MEMBER,
             Input.VALIDATE: _S.MEMBER,
             Input.VERDICT: _S.MEMBER,
+            Input.MP_OPEN: _S.MEMBER,
             Input.BYE: _S.LEAVING,
             Input.END: _S.ENDED,
         },
@@ -706,7 +711,7 @@ class _Conversation:
                 return self._answer_fault(message)
             case Validate() | Verdict():
                 return self._question_fault(message)
-            case Hello() | ListFiles() | ExternalFile() | Bye() | End():
+            case Hello() | ListFiles() | ExternalFile() | MpOpen() | Bye() | End():
                 return None
             case _:
                 assert_never(message)
@@ -858,7 +863,7 @@ _ROLES: Final = frozenset(Role)
 _CAUSES: Final[Mapping[type[Message], Input]] = MappingProxyType(
     {kind: Input[kind.TYPE.name] for kind in (
         Hello, Welcome, ListFiles, Segments, Synced, Ready, Attached, Round, Grow, Done, Bye, End, GetFds, Fds,
-        External, ExternalDone, ExternalFile, ValidatorRegister, ValidatorUnregister, Validate, Verdict,
+        External, ExternalDone, ExternalFile, ValidatorRegister, ValidatorUnregister, Validate, Verdict, MpOpen,
     )}
 )  # fmt: skip
 

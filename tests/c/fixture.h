@@ -86,7 +86,12 @@ static inline void fixture_owner(struct dm_memory *m, uint32_t owner_id, const c
 {
 	struct dm_owner *o = dm_owner_at(m->ctl, owner_id);
 
+	uint32_t session;
+
 	m->owner_id = owner_id;
+	memcpy(&session, o->session_id, sizeof(session)); /* another one each time */
+	session++;
+	memcpy(o->session_id, &session, sizeof(session));
 	snprintf(o->name, sizeof(o->name), "%s", name);
 	atomic_store(&o->state, DM_OWNER_LIVE);
 }

@@ -72,7 +72,7 @@ messages: st.SearchStrategy[m.Message] = st.one_of(
     runs.map(lambda some: m.Round(0, m.NO_SLOT, m.RoundOp.UNMAP, last=True, event_seq=0, runs=some, n_fds=0)),
     st.builds(m.Grow, st.integers(1, 9), st.integers(1, (1 << 63) - 1), st.sampled_from([0, 64, 4096]), st.sampled_from([0, 1 << 21]), st.integers(0, 63), st.booleans()),
     st.builds(m.Done, st.integers(1, 9), st.integers(0, 4095), st.booleans(), names),
-    st.sampled_from([m.Bye(), m.GetFds(1, m.Run(0, 0, 2)), m.Fds(1, m.Run(0, 0, 1), 1), m.External(2, m.ExternalOp.ATTACH, m.ExternalFlag.REGISTERED, vaddr=4096, size_bytes=4096), m.ExternalDone(2, 0), m.ValidatorRegister(3, 9, 0, "v"), m.ValidatorUnregister(3, 0, "v"), m.Validate(1, 9, 10, 0, "v"), m.Verdict(1, 12, "no"), m.ExternalFile(9, read_only=False, generation=2, fd_offset=0)]),
+    st.sampled_from([m.Bye(), m.MpOpen(), m.GetFds(1, m.Run(0, 0, 2)), m.Fds(1, m.Run(0, 0, 1), 1), m.External(2, m.ExternalOp.ATTACH, m.ExternalFlag.REGISTERED, vaddr=4096, size_bytes=4096), m.ExternalDone(2, 0), m.ValidatorRegister(3, 9, 0, "v"), m.ValidatorUnregister(3, 0, "v"), m.Validate(1, 9, 10, 0, "v"), m.Verdict(1, 12, "no"), m.ExternalFile(9, read_only=False, generation=2, fd_offset=0)]),
     st.builds(m.End, st.integers(0, 9), st.booleans(), names),
 )  # fmt: skip
 

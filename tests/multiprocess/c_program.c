@@ -109,6 +109,81 @@ static void try_fork(const char *path)
 	printf("ok %d\n", status);
 }
 
+/* ---- messages ---- */
+
+/* Answers a request with its own bytes, and a descriptor with its own descriptor. */
+static int on_message(struct dm_memory *m, struct dm_mp_msg *msg, const struct dm_mp_peer *peer, void *arg)
+{
+	if (arg != &n_wrong || peer->request_id == 0)
+		return -EBADMSG;
+	return msg->len_param != 0 ? dm_mp_reply(m, msg, peer) : -EXDEV;
+}
+
+static void on_answer(struct dm_memory *m, const struct dm_mp_msg *request, int status, const char *text,
+		      struct dm_mp_replies *replies, void *arg)
+{
+	if (m != memory || request->len_param != 1 || status != 0 || *text != '\0' || replies->nb_received != 1)
+		atomic_fetch_add(&n_wrong, 1);
+	atomic_fetch_add((_Atomic unsigned int *)arg, 1);
+}
+
+/* What the other end of a pipe says, whose descriptor went to another process and came back. */
+static void ask(const char *name, const char *text, const char *peer)
+{
+	struct dm_mp_target target = {.to = DM_MP_TO_NAME};
+	struct dm_mp_msg msg = {.len_param = (int)strlen(text), .num_fds = 1};
+	struct dm_mp_replies replies;
+	char read_back[8] = "";
+	int pipe_fds[2], err;
+
+	snprintf(target.name, sizeof(target.name), "%s", peer);
+	snprintf(msg.name, sizeof(msg.name), "%s", name);
+	memcpy(msg.param, text, strlen(text));
+	if (pipe(pipe_fds) || write(pipe_fds[1], "pipe", 4) != 4)
+		exit(3);
+	msg.fds[0] = pipe_fds[0];
+	err = dm_mp_request_sync(memory, &target, &msg, 20000, &replies);
+	close(pipe_fds[0]);
+	close(pipe_fds[1]);
+	if (err) {
+		say(err);
+	} else {
+		const struct dm_mp_msg *reply = &replies.answers[0].msg;
+
+		if (reply->num_fds == 1 && read(reply->fds[0], read_back, 4) != 4)
+			read_back[0] = '?';
+		printf("ok %u %u %.*s %s\n", replies.nb_sent, replies.nb_received, reply->len_param, (const char *)reply->param, read_back);
+	}
+	dm_mp_replies_free(&replies);
+}
+
+static void ask_later(const char *name, const char *peer)
+{
+	struct dm_mp_target target = {.to = DM_MP_TO_NAME};
+	struct dm_mp_msg msg = {.len_param = 1};
+
+	snprintf(target.name, sizeof(target.name), "%s", peer);
+	snprintf(msg.name, sizeof(msg.name), "%s", name);
+	say(dm_mp_request_async(memory, &target, &msg, 20000, on_answer, &n_alloc));
+}
+
+static int obey_messages(const char *command, char *first, char *second)
+{
+	char *third = strtok(NULL, " \n");
+
+	if (!strcmp(command, "action"))
+		say(dm_mp_action_register(memory, first, on_message, &n_wrong));
+	else if (!strcmp(command, "no_action"))
+		say(dm_mp_action_unregister(memory, first));
+	else if (!strcmp(command, "ask"))
+		ask(first, second, third);
+	else if (!strcmp(command, "ask_later"))
+		ask_later(first, second);
+	else
+		return 0;
+	return 1;
+}
+
 static void obey(char *line, const char *path)
 {
 	char *command = strtok(line, " \n"), *first = strtok(NULL, " \n"), *second = strtok(NULL, " \n");
@@ -137,7 +212,7 @@ static void obey(char *line, const char *path)
 		       detach_inside);
 	} else if (!strcmp(command, "fork")) {
 		try_fork(path);
-	} else {
+	} else if (!obey_messages(command, first, second)) {
 		printf("error 0 unknown\n");
 	}
 }

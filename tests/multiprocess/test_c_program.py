@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -77,7 +78,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=list(PLAIN))
 def m(request: pytest.FixtureRequest) -> Iterator[dpdkmem.Attachment]:
     """A primary of a plain form, and this process as its secondary."""
-    with start_primary(*PLAIN[request.param].args(NOWHERE)), dpdkmem.attach("t") as one:
+    with start_primary(*PLAIN[request.param].args(NOWHERE)), dpdkmem.attach("t", name="tests") as one:
         yield one
 
 
@@ -165,3 +166,43 @@ def test_a_program_in_c_that_dies_is_cleaned_up(program: Path, m: dpdkmem.Attach
     os.close(c.pidfd)
     m.free(vaddr)
     wait_until(lambda: m.virt2memseg(vaddr + 20 * MIB - 1) is None, "the memory goes")
+
+
+def test_requests_with_descriptors_go_from_c_to_python_and_back(program: Path, m: dpdkmem.Attachment) -> None:
+    def answer(received: dpdkmem.MpReceived, peer: dpdkmem.MpPeer) -> None:
+        m.mp_reply(dpdkmem.MpMessage("answer", received.param + b"!", received.fds.numbers()), peer)
+
+    with Program(program, m.socket_path) as c:
+        m.mp_action_register("python", answer)
+        assert c.ask("ask", "python", "hello", "tests") == "ok 1 1 hello! pipe"
+        assert c.ask("action", "c") == "ok"
+        assert c.ask("action", "c").startswith("error -17 ")
+        reading, writing = os.pipe()
+        os.close(writing)
+        with m.mp_request_sync(dpdkmem.MpMessage("c", b"text", (reading,)), to="program in C") as replies:
+            (reply,) = replies.msgs
+            assert (reply.param, len(reply.fds), reply.peer.name) == (b"text", 1, "program in C")
+        os.close(reading)
+
+
+def test_a_handler_in_c_that_returns_an_errno_has_answered_with_it(
+    program: Path, m: dpdkmem.Attachment
+) -> None:
+    with Program(program, m.socket_path) as c:
+        assert c.ask("action", "c") == "ok"
+        with pytest.raises(dpdkmem.ResourceError) as caught:
+            m.mp_request_sync(dpdkmem.MpMessage("c"), to="program in C")
+        assert caught.value.errno == errno.EXDEV
+        assert c.ask("no_action", "c") == "ok"
+        assert c.ask("no_action", "c").startswith("error -2 ")
+        with pytest.raises(dpdkmem.ResourceError) as caught:
+            m.mp_sendmsg(dpdkmem.MpMessage("c"), to="program in C")
+        assert caught.value.errno == errno.ENOENT
+
+
+def test_a_completion_in_c_is_called_once(program: Path, m: dpdkmem.Attachment) -> None:
+    with Program(program, m.socket_path) as c:
+        m.mp_action_register("python", lambda _, peer: m.mp_reply(dpdkmem.MpMessage("answer"), peer))
+        assert c.ask("ask_later", "python", "tests") == "ok"
+        wait_until(lambda: c.ask("events").startswith("ok 1 "), "it is called")
+        assert c.ask("events").split()[1:4] == ["1", "0", "0"]

@@ -35,7 +35,7 @@ END = m.End(m.EndCode.PROTOCOL, retryable=False, text="so it is")
 
 ALL: Final[tuple[m.Message, ...]] = (
     HELLO, WELCOME, LIST_FILES, SEGMENTS, m.Synced(4), m.Ready(4, guarded=True), m.Attached(4), MAP, UNMAP, DROP, GROW, DONE,
-    m.Bye(), END, m.GetFds(4, m.Run(2, 9, 300)), m.Fds(4, m.Run(2, 9, 253), 253), EXTERNAL, m.ExternalDone(5, 17, 3, "overlaps"),
+    m.Bye(), m.MpOpen(), END, m.GetFds(4, m.Run(2, 9, 300)), m.Fds(4, m.Run(2, 9, 253), 253), EXTERNAL, m.ExternalDone(5, 17, 3, "overlaps"),
     m.ExternalFile(9, read_only=True, generation=4, fd_offset=4096),
     m.ValidatorRegister(6, 1 << 30, 0, "budget"), m.ValidatorUnregister(7, 1, "budget"),
     m.Validate(8, 1 << 30, (1 << 30) + 4096, 0, "budget"), m.Verdict(8, 12, "not today"),

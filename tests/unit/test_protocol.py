@@ -53,6 +53,7 @@ MESSAGES: Final[dict[Input, m.Message]] = {
     Input.VALIDATE: m.Validate(8, 1 << 30, (1 << 30) + 1, 0, "budget"),
     Input.VERDICT: m.Verdict(9, 12, "not today"),
     Input.EXTERNAL_FILE: m.ExternalFile(7, read_only=False, generation=2, fd_offset=0),
+    Input.MP_OPEN: m.MpOpen(),
     Input.BYE: m.Bye(),
     Input.END: END,
 }
