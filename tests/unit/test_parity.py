@@ -10,6 +10,8 @@ from typing import Final
 import pytest
 
 import dpdkmem
+from dpdkmem.primary.embedded import EmbeddedPrimary
+from dpdkmem.shared.fbarray import FbArray
 from dpdkmem.shared.memory import Allocation, Memzone, UserMemory
 from dpdkmem.shared.option_table import BY_SPELLING, Group
 
@@ -23,35 +25,10 @@ CLASSES: Final = {
     "Allocation": Allocation,
     "Attachment": dpdkmem.Attachment,
     "Memzone": Memzone,
+    "EmbeddedPrimary": EmbeddedPrimary,
+    "FbArray": FbArray,
     "dpdkmem": dpdkmem,
 }
-
-# What the table may call pending, and nothing else. It ends empty.
-PENDING: Final = frozenset(
-    """
-    rte_memseg_walk rte_memseg_contig_walk rte_memseg_list_walk rte_memseg_walk_thread_unsafe
-    rte_memseg_contig_walk_thread_unsafe rte_memseg_list_walk_thread_unsafe rte_mem_virt2memseg_list
-    rte_mem_iova2virt rte_mem_virt2phy rte_mem_lock_page rte_eal_get_physmem_size rte_dump_physmem_layout
-    rte_memory_get_nchannel rte_memory_get_nrank rte_mem_check_dma_mask
-    rte_mem_check_dma_mask_thread_unsafe rte_mem_set_dma_mask rte_memseg_get_fd rte_memseg_get_fd_offset
-    rte_memseg_get_fd_thread_unsafe rte_memseg_get_fd_offset_thread_unsafe rte_mem_alloc_validator_register
-    rte_mem_alloc_validator_unregister rte_malloc_heap_create rte_malloc_heap_destroy
-    rte_malloc_heap_get_socket rte_malloc_heap_socket_is_external rte_malloc_heap_memory_add
-    rte_malloc_heap_memory_remove rte_malloc_heap_memory_attach rte_malloc_heap_memory_detach
-    rte_extmem_register rte_extmem_unregister rte_extmem_attach rte_extmem_detach rte_fbarray_init
-    rte_fbarray_attach rte_fbarray_destroy rte_fbarray_detach rte_fbarray_get rte_fbarray_find_idx
-    rte_fbarray_set_used rte_fbarray_set_free rte_fbarray_is_used rte_fbarray_find_next_free
-    rte_fbarray_find_next_used rte_fbarray_find_next_n_free rte_fbarray_find_next_n_used
-    rte_fbarray_find_contig_free rte_fbarray_find_contig_used rte_fbarray_find_rev_contig_free
-    rte_fbarray_find_rev_contig_used rte_fbarray_find_prev_free rte_fbarray_find_prev_used
-    rte_fbarray_find_prev_n_free rte_fbarray_find_prev_n_used rte_fbarray_find_biggest_free
-    rte_fbarray_find_biggest_used rte_fbarray_find_rev_biggest_free rte_fbarray_find_rev_biggest_used
-    rte_fbarray_dump_metadata rte_mp_action_register rte_mp_action_unregister rte_mp_sendmsg
-    rte_mp_request_sync rte_mp_request_async rte_mp_reply rte_mp_disable rte_eal_iova_mode
-    rte_thread_register rte_thread_unregister rte_mcfg_mem_read_lock rte_mcfg_mem_read_unlock --legacy-mem
-    --match-allocations
-    """.split()  # noqa: SIM905 - one line for many names
-)
 
 
 @dataclass(frozen=True)
@@ -139,7 +116,7 @@ def test_every_python_name_in_the_table_exists() -> None:
     wrong = [
         name
         for row in ROWS
-        if row.heading != OPTIONS_HEADING and row.status != "pending"
+        if row.heading != OPTIONS_HEADING
         for name in row.python
         if not _exists_in_python(name)
     ]
@@ -148,7 +125,7 @@ def test_every_python_name_in_the_table_exists() -> None:
 
 def test_every_c_name_in_the_table_is_declared() -> None:
     declared = _declared_in_c()
-    assert not [name for row in ROWS if row.status != "pending" for name in row.c if name not in declared]
+    assert not [name for row in ROWS for name in row.c if name not in declared]
 
 
 def test_every_public_c_function_is_in_the_table() -> None:
@@ -206,14 +183,8 @@ def test_the_list_of_functions_has_what_the_headers_declare(header: str) -> None
 def test_every_row_has_a_status_and_says_why_it_differs() -> None:
     for row in FUNCTION_ROWS + OPTION_ROWS:
         assert row.dpdk, row
-        assert row.status in {"same", "differs", "other", "pending"}, row
+        assert row.status in {"same", "differs", "other"}, row
         if row.status in {"differs", "other"}:
             assert row.note, row
         if row.status in {"same", "differs"}:
             assert row.python or row.c, row
-
-
-def test_only_what_is_listed_is_pending() -> None:
-    assert {name for row in FUNCTION_ROWS + OPTION_ROWS if row.status == "pending" for name in row.dpdk} == (
-        PENDING
-    )
