@@ -26,6 +26,8 @@ def n_regions_of(info: ListInfo, n_runs: int | None) -> int:
         info: of the list.
         n_runs: runs of present memsegs in it; None: more than one is assumed in a one-file list that has memory.
     """
+    if info.external:
+        return 0  # a back-end gets that from who brought it
     if info.form is SegmentForm.PER_SEGMENT or not info.n_present:
         return info.n_present
     return 2 if n_runs is None else n_runs
