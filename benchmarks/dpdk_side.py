@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # The EAL alone, linked statically: with the shared library, rte_eal_init() first loads every installed driver
 # (eal_common_options.c, eal_plugins_init; 384 files of Debian 12 take 30 ms), which has nothing to do with memory.
-_STATIC_EAL = (
+STATIC_EAL = (
     "-Wl,--whole-archive",
     "-l:librte_eal.a",
     "-l:librte_kvargs.a",
@@ -59,7 +59,7 @@ class DpdkSide(Side):
             raise UnavailableError(
                 "libdpdk is not installed (Debian: apt install libdpdk-dev pkg-config)"
             ) from error
-        self._program = place.workspace.compile("dpdk_map_peer.c", *cflags, *_STATIC_EAL)
+        self._program = place.workspace.compile("dpdk_map_peer.c", *cflags, *STATIC_EAL)
         self._env = {**os.environ, "RUNTIME_DIRECTORY": str(place.workspace.subdirectory("dpdk-run"))}
         self._log_path = place.workspace.directory / "dpdk.log"
         self._primary: Peer | None = None

@@ -98,19 +98,31 @@ class DpdkmemSide(Side):
 
     def start_primary(self, form: Form, held_pages: int = 0) -> int:
         """See `Side`."""
-        command = [
-            self._primary_command,
-            f"--file-prefix={self._place.workspace.prefix}",
-            f"--huge-dir={self._place.mount.directory}",
-            *self._options,
-        ]
+        options = [f"--huge-dir={self._place.mount.directory}"]
         if held_pages:
-            command += ["-m", str(held_pages * PAGE_BYTES // 2**20)]
+            options += ["-m", str(held_pages * PAGE_BYTES // 2**20)]
         match form:
             case Form.PER_SEGMENT:
                 pass
             case Form.ONE_FILE:
-                command.append("--single-file-segments")
+                options.append("--single-file-segments")
+        return self.start_with(options)
+
+    @property
+    def session_socket(self) -> Path:
+        """Where secondaries of a started primary attach."""
+        return (
+            Path(self._env["RUNTIME_DIRECTORY"]) / "dpdkmem" / self._place.workspace.prefix / "session.sock"
+        )
+
+    def start_with(self, options: Sequence[str]) -> int:
+        """Start a primary with these options; return as `start_primary`."""
+        command = [
+            self._primary_command,
+            f"--file-prefix={self._place.workspace.prefix}",
+            *self._options,
+            *options,
+        ]
         with self._log_path.open("ab") as log:
             started_ns = time.monotonic_ns()
             self._primary = subprocess.Popen(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import attach
 import map_growth
+import walks
 
-BENCHMARKS = {"map_growth": map_growth.main, "attach": attach.main}
+BENCHMARKS = {"map_growth": map_growth.main, "attach": attach.main, "walks": walks.main}
 
 
 def main() -> None:
