@@ -119,16 +119,24 @@ FORMS = {
 
 
 def descriptors(pid: int) -> list[str]:
-    """Returns what the descriptors of all threads of a process are; threads may have tables of their own."""
-    found = []
+    """Returns what the descriptors of all threads of a process are; threads may have tables of their own.
+
+    Threads that share a table show the same only while nobody opens or closes anything: it is read until two readings agree.
+    """
+    before, now = None, _fd_tables(pid)
+    for _ in range(100):
+        if before == now:
+            break
+        before, now = now, _fd_tables(pid)
+    return sorted(name for table in now for _number, name in table)
+
+
+def _fd_tables(pid: int) -> set[tuple[tuple[int, str], ...]]:
     tables = set()
-    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+    for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            table = tuple(sorted(_fd_names(task / "fd")))
-            if table not in tables:
-                tables.add(table)
-                found += [name for _number, name in table]
-    return sorted(found)
+            tables.add(tuple(sorted(_fd_names(task / "fd"))))
+    return tables
 
 
 def _fd_names(folder: Path) -> Iterator[tuple[int, str]]:
