@@ -147,8 +147,7 @@ class LegacyMemory:
     def _make_segments(self, portion: _Portion, files: PerSegmentFiles) -> dict[int, int]:
         """Make the pages, give the best of them to memsegs; return the runs, first memseg -> number."""
         info = portion.memseg_list.info
-        wanted = portion.n if self._pagemap is None else max(portion.n, available_pages(info))
-        self._guard.check_descriptors(wanted)
+        wanted = self._descriptors_for(portion)
         self._guard.check_map_count(_VMAS_PER_RUN * portion.n)
         self._guard.check_file_size(info.page_bytes)
         loose = LoosePages(info, files, self._pagemap)
@@ -168,11 +167,27 @@ class LegacyMemory:
             loose.close()
         return {first: len(run) for first, run in members.items()}
 
+    def _descriptors_for(self, portion: _Portion) -> int:
+        """Return how many pages to choose from: all that are free, but no more than there are descriptors for meanwhile."""
+        self._guard.check_descriptors(portion.n)
+        if self._pagemap is None:
+            return portion.n
+        wanted = max(portion.n, available_pages(portion.memseg_list.info))
+        try:
+            self._guard.check_descriptors(wanted)
+        except LimitExceeded:
+            return portion.n
+        return wanted
+
     def _fill(self, loose: LoosePages, portion: _Portion, wanted: int) -> None:
         loose.take_kept(portion.n)
         loose.add(max(0, wanted - len(loose)))
         lacking = portion.n - len(loose)
-        if lacking <= 0 or not portion.exact:
+        if lacking <= 0:
+            return
+        if not portion.exact:
+            if not len(loose):  # they were free a moment ago: a cgroup, or another process
+                raise self._finder.shortage(portion.memseg_list.info, portion.n)
             return
         self._finder.find(portion.memseg_list.info, lacking)  # raises where the pool may not be made bigger
         if loose.add(lacking) < lacking:

@@ -248,7 +248,7 @@ BREACHES = {
     "size_2_64": grow_bytes(size=(1 << 64) - 1),
     "align_3": grow_bytes(align=3),
     "page_size_3": grow_bytes(page=3),
-    "heap_64": grow_bytes(heap=64),
+    "heap_128": grow_bytes(heap=128),
     "unknown_flags": grow_bytes(flags=1 << 20),
 }
 

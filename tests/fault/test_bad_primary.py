@@ -199,7 +199,7 @@ def test_a_control_segment_whose_lists_leave_the_window_is_refused(false: tuple[
     message = wire.decode(welcome, len(fds))
     assert isinstance(message, wire.Welcome)
     page = os.pread(fds[0], 4096, 0)
-    lists_offset = int.from_bytes(page[152:160], "little")  # docs/protocol.md, control segment
+    lists_offset = int.from_bytes(page[160:168], "little")  # docs/protocol.md, control segment
     table = os.pread(fds[0], 192, lists_offset)
     below, beyond = message.base_vaddr - MIB * 1024, message.base_vaddr + message.window_bytes
     for field_offset, value in ((0, below), (0, beyond), (8, 1 << 60), (16, 3), (24, 1 << 40), (40, 1 << 50)):

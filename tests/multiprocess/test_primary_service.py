@@ -85,7 +85,6 @@ def test_nobody_needs_to_listen_to_its_notifications() -> None:
         (("--no-huge", "--proc-type", "secondary"), 2, "dpdkmem.attach()"),
         (("--no-huge", "--config", "/nonexistent.toml"), 2, "/nonexistent.toml"),
         (("--no-huge", "--socket-limit", "8", "-m", "16"), 2, "16"),
-        (("--no-huge", "--legacy-mem"), 3, "--legacy-mem"),
     ],
 )
 def test_the_exit_status_is_that_of_the_error(args: tuple[str, ...], status: int, words: str) -> None:

@@ -283,7 +283,7 @@ def test_another_process_reads_the_memory_by_the_vhost_user_table(
             rows = [struct.unpack_from("=QQQQ", payload, 8 + 32 * i) for i in range(n)]
             found = 0
             for (guest, size, user, offset), fd in zip(rows, fds, strict=True):
-                assert guest == m.virt2iova(user)
+                assert guest == user, "as DPDK's virtio-user: a back-end gets our own addresses"
                 with mmap.mmap(fd, size, offset=offset) as mapped:
                     first, end = max(user, block.vaddr), min(user + size, block.vaddr + 3 * PAGE)
                     if first < end:
