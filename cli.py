@@ -1,8 +1,9 @@
 """`dpdkmem`: what a primary's memory looks like, for people and as JSON. One function per verb, a call or two each.
 
-Rules: the verbs here read only (`demo` makes a memory of its own); those that change something are shared/admin_cli.py's. Each verb asks the primary over its query socket;
-with --offline it reads the control segment in whatever process still holds it. Heavy imports (ZeroMQ, the C library) stand
-inside the functions that need them: `dpdkmem --help` is quick, and works where the C library cannot be loaded.
+Rules: the verbs here read only (`demo` makes a memory of its own); those that change something are shared/admin_cli.py's.
+Each verb asks the primary over its query socket; with --offline it reads the control segment in whatever process still holds
+it. Heavy imports (ZeroMQ, the C library) stand inside the functions that need them: `dpdkmem --help` is quick, and works where
+the C library cannot be loaded.
 
 Exit statuses are those of the error classes (shared/errors.py, docs/cli.md): 0; 2 usage; 20 the primary does not answer; 23 there
 is none. Text goes to standard output, errors and notices to standard error, so `--json` can be piped.
@@ -80,7 +81,34 @@ class _Shown:
 
 
 class _Group(click.Group):
-    """Turns our errors into a line on standard error and the exit status of their class."""
+    """Takes its own options after the verb too; turns our errors into a line on standard error and the status of their class."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._own_options_first(ctx, args))
+
+    def _own_options_first(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Move `--file-prefix P` and the like to the front, from wherever they stand before `--`."""
+        own = {
+            name
+            for param in self.params
+            if isinstance(param, click.Option) and not param.is_flag
+            for name in param.opts
+        }
+        end = args.index("--") if "--" in args else len(args)
+        first: list[str] = []
+        rest: list[str] = []
+        words = iter(args[:end])
+        for word in words:
+            if word in own:
+                value = next(words, None)
+                if value is None:
+                    raise click.BadOptionUsage(word, f"Option {word!r} requires an argument.", ctx)
+                first += [word, value]
+            elif word.partition("=")[0] in own:
+                first.append(word)
+            else:
+                rest.append(word)
+        return [*first, *rest, *args[end:]]
 
     def invoke(self, ctx: click.Context) -> None:
         try:

@@ -87,6 +87,27 @@ def test_the_prefix_may_come_from_the_environment(runtime_dir: Path, monkeypatch
     assert "'by-option'" in run("--file-prefix=by-option", "map").stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--file-prefix", "elsewhere", "map"],
+        ["map", "--file-prefix", "elsewhere"],
+        ["map", "--file-prefix=elsewhere", "--json"],
+        ["limit", "set", "--file-prefix", "elsewhere", "8M", "--timeout", "3"],
+        ["explain", "--file-prefix", "elsewhere", "--", "0x10"],
+    ],
+)
+def test_the_prefix_may_stand_after_the_verb(runtime_dir: Path, words: list[str]) -> None:
+    assert runtime_dir
+    assert "'elsewhere'" in run(*words).stderr
+
+
+def test_a_prefix_without_a_value_is_not_taken_from_the_verb() -> None:
+    done = run("map", "--file-prefix")
+    assert done.exit_code == 2
+    assert "requires an argument" in done.stderr
+
+
 def test_a_bad_prefix_is_a_matter_of_usage() -> None:
     assert run("--file-prefix=a/b", "map").exit_code == 2
 
