@@ -40,6 +40,7 @@ from dpdkmem.shared.messages import (
     End,
     EndCode,
     External,
+    ExternalDone,
     GetFds,
     Grow,
     Hello,
@@ -56,7 +57,7 @@ from dpdkmem.shared.messages import (
     ValidatorUnregister,
     Verdict,
     Welcome,
-    message_type,
+    message_head,
     split_runs,
 )
 from dpdkmem.shared.model import OwnerState
@@ -73,7 +74,6 @@ if TYPE_CHECKING:
     from dpdkmem.shared.fds import Fd, FdBundle
     from dpdkmem.shared.messages import (
         Done,
-        ExternalDone,
         ExternalFile,
         Fds,
         Message,
@@ -450,14 +450,19 @@ class SessionTable:
         if packet is None:
             return False
         with packet.fds as fds:
-            if packet.fds_lost and message_type(packet.data) == MessageType.MP_OPEN:
+            kind, n_fds = message_head(packet.data) if packet.fds_lost else (0, len(fds))
+            if kind == MessageType.MP_OPEN:
                 _LOG.warning(
                     "no descriptor is left for the messages of %s: raise `ulimit -n`", session.describe()
                 )
                 return True  # it sees the end of its channel
-            messages = session.protocol.receive_packet(packet.data, len(fds), time.monotonic())
-            for message in messages:
-                if isinstance(message, External):
+            if kind != MessageType.EXTERNAL:
+                n_fds = len(fds)
+            for message in session.protocol.receive_packet(packet.data, n_fds, time.monotonic()):
+                if isinstance(message, External) and packet.fds_lost:
+                    text = "the primary has no room for its descriptors: raise the primary's `ulimit -n`"
+                    self.tell(session, ExternalDone(message.request_id, errno.EMFILE, 0, text))
+                elif isinstance(message, External):
                     self._hooks.change_external(session, message, fds.take_all())
                 else:
                     self._handle(session, message, fds)

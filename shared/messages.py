@@ -895,9 +895,10 @@ def decode(data: bytes, n_fds: int) -> Message:
     return message
 
 
-def message_type(data: bytes) -> int:
-    """Return the type that a packet says to have; 0 if it is too short."""
-    return int(_HEADER.unpack_from(data)[1]) if len(data) >= HEADER_BYTES else 0
+def message_head(data: bytes) -> tuple[int, int]:
+    """Return the type and the number of descriptors that a packet says to have; 0, 0 if it is too short."""
+    _magic, number, n_fds, *_ = _HEADER.unpack_from(data) if len(data) >= HEADER_BYTES else (0, 0, 0)
+    return int(number), int(n_fds)
 
 
 def split_runs(

@@ -7,6 +7,7 @@ itself if it came with a descriptor.
 from __future__ import annotations
 
 import errno
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -293,6 +294,25 @@ def test_memory_that_somebody_cannot_map_is_nobodys_and_the_error_names_what_is_
     assert two.holds(VA + KB4, KB4, 0x77)
     wait_until(lambda: not mappings(primary.pid, of=path.name), "the primary let it go")
     two.run(f"x.unmap({VA + KB4}, {KB4})")
+    one.run(f"m.malloc_heap_memory_add('ext', {VA}, {1 << 20}, None, {KB4}, fd=fd)")
+    assert two.malloc(100, numa_node=socket_id(two)) >= VA
+
+
+@pytest.mark.needs("root")
+def test_a_primary_without_descriptors_refuses_and_nobody_is_ended(
+    primary: Primary, crew: Crew, tmp_path: Path
+) -> None:
+    one, two = members(crew, 2)
+    one.run("m.malloc_heap_create('ext')")
+    soft, hard = resource.prlimit(primary.pid, resource.RLIMIT_NOFILE)
+    numbers = [int(entry.name) for entry in Path(f"/proc/{primary.pid}/fd").iterdir()]
+    # The limit is on the number of a descriptor: no number below it is free.
+    assert sorted(numbers) == list(range(len(numbers))), "no gaps"
+    resource.prlimit(primary.pid, resource.RLIMIT_NOFILE, (len(numbers), hard))
+    with pytest.raises(RemoteFailure, match="ulimit -n") as failure:
+        add_file(one, tmp_path / "area")
+    assert failure.value.errno == errno.EMFILE
+    resource.prlimit(primary.pid, resource.RLIMIT_NOFILE, (soft, hard))
     one.run(f"m.malloc_heap_memory_add('ext', {VA}, {1 << 20}, None, {KB4}, fd=fd)")
     assert two.malloc(100, numa_node=socket_id(two)) >= VA
 

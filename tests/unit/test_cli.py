@@ -98,7 +98,7 @@ def test_the_prefix_may_come_from_the_environment(runtime_dir: Path, monkeypatch
     ],
 )
 def test_the_prefix_may_stand_after_the_verb(runtime_dir: Path, words: list[str]) -> None:
-    assert runtime_dir
+    assert runtime_dir.is_dir()
     assert "'elsewhere'" in run(*words).stderr
 
 
