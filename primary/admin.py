@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dpdkmem.primary.loop import Loop
-    from dpdkmem.shared.admin_wire import AdminRequest
     from dpdkmem.shared.channel import SeqpacketChannel
+    from dpdkmem.shared.control_wire import Request
 
     Outcome = Mapping[str, object] | DpdkmemError
     Done = Callable[[Outcome], None]
@@ -206,7 +206,7 @@ class AdminServer:
 
     # ---- verbs ----
 
-    def _serve(self, client: _Client, request: AdminRequest) -> None:
+    def _serve(self, client: _Client, request: Request) -> None:
         client.n_open += 1
         answered = False
 

@@ -12,7 +12,7 @@ import select
 import time
 from typing import TYPE_CHECKING, Self
 
-from dpdkmem.shared import admin_wire, prefix_lock
+from dpdkmem.shared import admin_wire, control_wire, prefix_lock
 from dpdkmem.shared.channel import SeqpacketChannel
 from dpdkmem.shared.control_client import PrimarySilent, RemoteError
 from dpdkmem.shared.errors import NotPermitted, PeerGone
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-    from dpdkmem.shared.admin_wire import AdminReply, AdminVerb
+    from dpdkmem.shared.admin_wire import AdminVerb
+    from dpdkmem.shared.control_wire import Reply
     from dpdkmem.shared.runtime import RuntimePaths
 
 _LOOK_S = 0.5  # how often the owner of the prefix is looked at
@@ -75,7 +76,7 @@ class AdminClient:
         self._last_id += 1
         deadline_ns = time.monotonic_ns() + self._timeout_ns
         self._channel.send(
-            admin_wire.encode_request(admin_wire.AdminRequest(self._last_id, verb.value, args or {}))
+            admin_wire.encode_request(control_wire.Request(self._last_id, verb.value, args or {}))
         )
         while time.monotonic_ns() < deadline_ns:
             reply = self._reply(deadline_ns)
@@ -102,7 +103,7 @@ class AdminClient:
     ) -> None:
         self.close()
 
-    def _reply(self, deadline_ns: int) -> AdminReply | None:
+    def _reply(self, deadline_ns: int) -> Reply | None:
         left_s = max(0.0, (deadline_ns - time.monotonic_ns()) / NS_PER_S)
         select.select([self._channel.fileno()], [], [], min(left_s, _LOOK_S))
         try:
@@ -114,7 +115,7 @@ class AdminClient:
         if packet is None:
             return None
         with packet.fds:
-            return admin_wire.decode_reply(packet.data)
+            return control_wire.decode_reply(packet.data)
 
     def _require_owner(self) -> None:
         if prefix_lock.live_owner(self._paths) is None:

@@ -96,7 +96,7 @@ def decode_request(data: bytes) -> Request:
     match fields:
         case {"v": int(version)} if version != VERSION:
             raise _breach(f"version {version} of queries is not {VERSION}: use the dpdkmem of this primary")
-        case {"id": int(request_id), "verb": str(verb)}:
+        case {"v": int(), "id": int(request_id), "verb": str(verb)}:
             args = _text_keys(fields.get("args", {}))
             if args is not None:
                 return Request(request_id, verb, args)
@@ -126,9 +126,9 @@ def decode_reply(data: bytes) -> Reply:
     match fields:
         case {"v": int(version)} if version != VERSION:
             raise _breach(f"the primary answers in version {version}, and this program reads {VERSION}")
-        case {"id": int(request_id), "ok": True, "data": dict(report)}:
+        case {"v": int(), "id": int(request_id), "ok": True, "data": dict(report)}:
             return Reply(request_id, _text_keys(report) or {}, None)
-        case {"id": int(request_id), "ok": False, "error": dict(error)}:
+        case {"v": int(), "id": int(request_id), "ok": False, "error": dict(error)}:
             code, text = error.get("code"), error.get("text")
             return Reply(request_id, {}, ErrorFields(str(code), str(text), error.get("retryable") is True))
         case _:
