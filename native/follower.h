@@ -14,6 +14,8 @@
 #include "memory.h"
 #include "wire.h"
 
+struct msghdr;
+
 enum { DM_MAX_REQUESTS = 64 };
 
 /* One request that a thread of the program waits for. Id and state are one word, since an answer can come while the
@@ -104,6 +106,7 @@ int dm_packet_try_send(int sock, const void *message, size_t bytes); /* -EAGAIN:
 /* 1 received and syntactically sound; 0 timeout; -EPIPE end of file; -EPROTO malformed, error says how. */
 int dm_packet_receive(int sock, struct dm_packet *p, int timeout_ms, char *error, size_t error_bytes);
 void dm_packet_close(struct dm_packet *p);
+unsigned int dm_received_fds(struct msghdr *msg, int *fds); /* how many came; room for them was the asker's to bound */
 
 /* handshake.c: HELLO to ATTACHED. On failure f->error says why; what it made is undone by dm_follower_dismantle(). */
 int dm_say_hello(struct dm_follower *f, int sock);

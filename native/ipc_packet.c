@@ -7,20 +7,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "follower.h"
 #include "ipc.h"
-
-static void take_fds(struct dm_mp_packet *p, struct msghdr *msg)
-{
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
-		unsigned int n;
-
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		n = (unsigned int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(p->fds + p->n_fds, CMSG_DATA(c), n * sizeof(int));
-		p->n_fds += n;
-	}
-}
 
 static bool ends_with_nul(const char *field, size_t bytes)
 {
@@ -66,7 +54,7 @@ int dm_mp_receive(int sock, struct dm_mp_packet *p)
 	n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR ? 0 : errno == ECONNRESET ? -EPIPE : -errno;
-	take_fds(p, &msg);
+	p->n_fds = dm_received_fds(&msg, p->fds);
 	if (n == 0 && p->n_fds == 0)
 		return -EPIPE;
 	p->n_bytes = (size_t)n;

@@ -80,17 +80,20 @@ void dm_packet_close(struct dm_packet *p)
 	p->n_fds = 0;
 }
 
-static void take_fds(struct dm_packet *p, struct msghdr *msg)
+unsigned int dm_received_fds(struct msghdr *msg, int *fds)
 {
+	unsigned int n_fds = 0;
+
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
 		unsigned int n;
 
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
 		n = (unsigned int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(p->fds + p->n_fds, CMSG_DATA(c), n * sizeof(int));
-		p->n_fds += n;
+		memcpy(fds + n_fds, CMSG_DATA(c), n * sizeof(int));
+		n_fds += n;
 	}
+	return n_fds;
 }
 
 /* Bytes that the fixed part of a message of this type must have at least; 0: no such message comes this way. */
@@ -183,7 +186,7 @@ int dm_packet_receive(int sock, struct dm_packet *p, int timeout_ms, char *error
 		n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR ? 0 : errno == ECONNRESET ? -EPIPE : -errno;
-	take_fds(p, &msg);
+	p->n_fds = dm_received_fds(&msg, p->fds);
 	if (n == 0 && !p->n_fds)
 		return -EPIPE;
 	p->n_bytes = (size_t)n;

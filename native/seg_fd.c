@@ -172,16 +172,11 @@ static int handover_receive(const struct dm_follower *f, struct dm_handover *wha
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes,
 			     .msg_controllen = sizeof(control.bytes)};
 	ssize_t n = recvmsg(f->app_handover_fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	struct cmsghdr *c;
 
 	*n_fds = 0;
 	if (n <= 0)
 		return n == 0 || errno == EAGAIN || errno == EINTR ? 0 : -errno;
-	c = CMSG_FIRSTHDR(&msg);
-	if (c && c->cmsg_type == SCM_RIGHTS) {
-		*n_fds = (uint32_t)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(fds, CMSG_DATA(c), *n_fds * sizeof(int));
-	}
+	*n_fds = dm_received_fds(&msg, fds);
 	return msg.msg_flags & MSG_CTRUNC ? -EMFILE : n == (ssize_t)sizeof(*what) ? 1 : -EPROTO;
 }
 
