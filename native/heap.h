@@ -286,6 +286,7 @@ void dm_heap_ring_if_spare(struct dm_memory *m, const struct dm_list *l, uint64_
 /* warm.c: under the heap lock. Claims warm memsegs in a row for the want: they are free memory of the heap then. False: none
  * serve. */
 bool dm_warm_claim(struct dm_control *c, const struct dm_heap *h, const struct dm_want *want);
+uint64_t dm_warm_take(struct dm_control *c, struct dm_list *l, uint64_t n); /* into the heap, up to n, wherever; how many */
 void dm_warm_count(struct dm_list *l, uint64_t first, uint64_t n); /* these have become WARM */
 /* Rebuild: counts the warm memsegs of the list again. */
 void dm_warm_recount(struct dm_control *c, struct dm_list *l);

@@ -69,6 +69,15 @@ bool dm_warm_claim(struct dm_control *c, const struct dm_heap *h, const struct d
 	return false;
 }
 
+uint64_t dm_warm_take(struct dm_control *c, struct dm_list *l, uint64_t n)
+{
+	uint64_t n_taken = 0, first;
+
+	for (; n_taken < n && find_run(c, l, 1, 1, &first); n_taken++)
+		claim(c, l, first, 1);
+	return n_taken;
+}
+
 void dm_warm_count(struct dm_list *l, uint64_t first, uint64_t n)
 {
 	if (dm_counted(&l->n_warm) == 0 || first < dm_counted(&l->low_warm))

@@ -144,6 +144,7 @@ class FloorKeeper:
                 marked = ops.floor_raise(self._memory, one.info.list_idx, n)
                 job.marked.append((one, marked))
                 missing -= marked * page_bytes
+        self._growth.reserve.fill_later()  # it may have given some
         return missing
 
     def _make_next(self, job: _Raise) -> None:

@@ -126,6 +126,27 @@ static void a_pin_in_mid_shrink_gives_every_memseg_its_flags_back(void)
 	fixture_shrink(&f, 0);
 }
 
+static void a_floor_leaves_growths_as_they_are(void)
+{
+	uint64_t n;
+
+	fixture_present(&f, 0, 0, 2, 0);
+	fixture_present(&f, 0, 2, 2, 0);
+	CHECK(dm_floor_raise(&f.m, 0, 3, &n) == 0 && n == 3 && dm_floor_count(&f.m, 0) == 3);
+	for (uint64_t seg = 0; seg < 4; seg++)
+		CHECK((dm_seg_flags(f.m.ctl, list0(), seg) & DM_SEG_FIRST) == (seg % 2 == 0 ? DM_SEG_FIRST : 0));
+	fixture_check_laws(&f);
+	fixture_shrink(&f, 0);
+	CHECK(dm_counted(&list0()->n_present) == 4); /* neither growth is free of it */
+	CHECK(dm_floor_lower(&f.m, 0, 1, &n) == 0 && n == 1 && dm_floor_count(&f.m, 0) == 2);
+	fixture_shrink(&f, 0);
+	CHECK(dm_counted(&list0()->n_present) == 2);
+	CHECK(dm_floor_lower(&f.m, 0, 2, &n) == 0 && n == 2);
+	fixture_shrink(&f, 0);
+	CHECK(dm_counted(&list0()->n_present) == 0);
+	fixture_check_laws(&f);
+}
+
 /* With growth and shrink in between; the laws look for blocks that lie across, and for parts of growths. */
 static void random_operations_keep_the_laws(void)
 {
@@ -163,6 +184,7 @@ int main(void)
 	a_part_of_a_growth_cannot_be_taken();
 	a_minimum_and_a_pinned_growth_stay();
 	a_pin_in_mid_shrink_gives_every_memseg_its_flags_back();
+	a_floor_leaves_growths_as_they_are();
 	random_operations_keep_the_laws();
 	fixture_close(&f);
 	return 0;

@@ -409,6 +409,29 @@ static void a_floor_marks_used_memsegs_first_and_lets_free_ones_go_first(void)
 	fixture_shrink(&f, 2);
 }
 
+static void a_floor_takes_from_the_warm_reserve_last_and_as_the_heaps(void)
+{
+	struct dm_list *l = dm_list_at(f.m.ctl, 2);
+	struct dm_run runs[8];
+	uint64_t n;
+
+	CHECK(l->n_present == 0);
+	fixture_present(&f, 2, 0, 1, 0);
+	fixture_present(&f, 2, 1, 3, DM_SEG_WARM);
+	CHECK(dm_floor_raise(&f.m, 2, 1, &n) == 0 && n == 1 && l->n_warm == 3 && dm_floor_count(&f.m, 2) == 1);
+	CHECK(dm_floor_raise(&f.m, 2, 2, &n) == 0 && n == 2 && l->n_warm == 1 && dm_floor_count(&f.m, 2) == 3);
+	fixture_check_laws(&f);
+	CHECK(alloc_on(1, 3 * MIB, DM_ALLOC_NO_GROW) != NULL); /* what was warm is the heap's */
+	CHECK(dm_free(&f.m, (void *)l->base_vaddr) == 0);
+	CHECK(dm_floor_lower(&f.m, 2, 9, &n) == 0 && n == 3 && l->n_warm == 1 && dm_floor_count(&f.m, 2) == 0);
+	CHECK(dm_heap_free_runs(&f.m, 2, 0, runs, 8) == 1 && runs[0].n_segs == 3);
+	CHECK(dm_floor_raise(&f.m, 2, 4, &n) == 0 && n == 4 && l->n_warm == 0);
+	fixture_check_laws(&f);
+	CHECK(dm_floor_lower(&f.m, 2, 4, &n) == 0 && n == 4);
+	fixture_shrink(&f, 2);
+	fixture_check_laws(&f);
+}
+
 static void memory_that_comes_while_the_lock_is_held_is_found_later(void)
 {
 	struct dm_heap *h = dm_heap_at(f.m.ctl, 1);
@@ -558,6 +581,7 @@ int main(void)
 	a_rebuild_finds_the_warm_reserve();
 	a_minimum_is_never_offered();
 	a_floor_marks_used_memsegs_first_and_lets_free_ones_go_first();
+	a_floor_takes_from_the_warm_reserve_last_and_as_the_heaps();
 	memory_that_comes_while_the_lock_is_held_is_found_later();
 	random_operations_agree_with_a_shadow();
 	a_rebuild_finds_what_was_derived();

@@ -177,6 +177,23 @@ def test_a_floor_that_cannot_be_made_leaves_everything_as_it_was(crew: Crew) -> 
         assert quota()["limit_bytes"] == 16 * MIB
 
 
+def test_a_floor_at_the_ceiling_is_made_of_the_warm_reserve(args: tuple[str, ...], crew: Crew) -> None:
+    with start_primary(*args, "--socket-limit=8", "--warm-reserve=8M") as primary:
+        (one,) = crew.attach()
+        settled(primary, 8 * MIB)
+        change("floor", "set", "8M")
+        assert quota()["floor_bytes"] == primary.present_bytes() == 8 * MIB
+        blocks: list[int] = []
+        assert allocate_until_failure([one], 2 * MIB, blocks).kind == "LimitExceeded"
+        assert len(blocks) == 4, "all of it is the heap's"
+        for vaddr in blocks:
+            one.free(vaddr)
+        assert primary.present_bytes() == 8 * MIB, "the floor keeps it"
+        change("set", "warm-reserve", "0")
+        change("floor", "set", "none")
+        settled(primary, 0)
+
+
 # ---- the other verbs
 
 
