@@ -165,7 +165,7 @@ def decode_event(frames: list[bytes]) -> EventFields:
 
 
 def _pack(fields: Mapping[str, object]) -> bytes:
-    packed = msgpack.packb(fields)
+    packed = msgpack.packb(fields, unicode_errors="backslashreplace")  # file names may be any bytes
     return bytes(packed) if packed else b""
 
 
