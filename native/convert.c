@@ -33,7 +33,7 @@ void *dm_iova2virt(const struct dm_memory *m, uint64_t iova)
 	if (dm_page_index_find(c, DM_INDEX_IOVA, iova, &at))
 		return NULL;
 	l = dm_list_at(c, at.list_idx);
-	start = __atomic_load_n(&dm_memseg_at(c, l->first_memseg + at.seg_idx)->iova, __ATOMIC_RELAXED);
+	start = dm_seg_iova(c, l, at.seg_idx);
 	return iova - start < l->page_bytes ? (void *)(uintptr_t)(l->base_vaddr + at.seg_idx * l->page_bytes + (iova - start)) : NULL;
 }
 

@@ -125,9 +125,9 @@ static void print_segments(struct dm_memory *m, FILE *file, const struct dm_memz
 	uint64_t seg = (z->vaddr - l->base_vaddr) / l->page_bytes, last = (z->vaddr + z->bytes - 1 - l->base_vaddr) / l->page_bytes;
 
 	while (seg <= last) {
-		uint64_t iova = dm_list_memseg(m->ctl, l, seg)->iova, n = 1;
+		uint64_t iova = dm_seg_iova(m->ctl, l, seg), n = 1;
 
-		while (seg + n <= last && dm_list_memseg(m->ctl, l, seg + n)->iova ==
+		while (seg + n <= last && dm_seg_iova(m->ctl, l, seg + n) ==
 						  (iova == DM_IOVA_BAD ? DM_IOVA_BAD : iova + n * l->page_bytes))
 			n++;
 		fprintf(file, "\taddr: 0x%llx iova: 0x%llx len: 0x%llx pagesz: 0x%llx\n", (ull)(l->base_vaddr + seg * l->page_bytes),

@@ -280,7 +280,7 @@ static void fill_list(struct dm_control *c, struct dm_list *l, const struct dm_e
 static void set_iovas_bad(struct dm_control *c, const struct dm_list *l)
 {
 	for (uint64_t i = 0; i < l->n_segments; i++)
-		dm_list_memseg(c, l, i)->iova = DM_IOVA_BAD;
+		dm_seg_set_iova(c, l, i, DM_IOVA_BAD);
 }
 
 /* By pread(2): a file that somebody cuts short meanwhile is an error then, and not SIGBUS. */
@@ -294,7 +294,7 @@ static int read_iovas(struct dm_control *c, const struct dm_list *l, int fd, cha
 		if (pread(fd, some, n * sizeof(some[0]), (off_t)(i * sizeof(some[0]))) != (ssize_t)(n * sizeof(some[0])))
 			return SAY(text, -EINVAL, "the table of IOVAs has fewer than %llu entries", (ull)l->n_segments);
 		for (uint64_t j = 0; j < n; j++)
-			dm_list_memseg(c, l, i++)->iova = some[j];
+			dm_seg_set_iova(c, l, i++, some[j]);
 	}
 	return 0;
 }

@@ -113,6 +113,17 @@ static inline uint32_t dm_seg_flags(const struct dm_control *c, const struct dm_
 {
 	return atomic_load_explicit(&dm_list_memseg(c, l, seg)->state, memory_order_acquire);
 }
+/* The primary writes it before PRESENT; who reads it may race with a growth of the same memseg, and then takes nothing from it. */
+static inline uint64_t dm_seg_iova(const struct dm_control *c, const struct dm_list *l, uint64_t seg)
+{
+	return __atomic_load_n(&dm_list_memseg(c, l, seg)->iova, __ATOMIC_RELAXED);
+}
+
+static inline void dm_seg_set_iova(const struct dm_control *c, const struct dm_list *l, uint64_t seg, uint64_t iova)
+{
+	__atomic_store_n(&dm_list_memseg(c, l, seg)->iova, iova, __ATOMIC_RELAXED);
+}
+
 static inline bool dm_seg_is_present(const struct dm_control *c, const struct dm_list *l, uint64_t seg)
 {
 	return (dm_seg_flags(c, l, seg) & 0xff) == DM_SEG_PRESENT;

@@ -144,7 +144,7 @@ int dm_primary_find_beyond_mask(const struct dm_memory *m, uint32_t list_idx, ui
 	const struct dm_list *l = dm_list_at(m->ctl, list_idx);
 
 	for (*seg = first; *seg < first + n; ++*seg)
-		if (!dm_iova_is_allowed(m->ctl, dm_list_memseg(m->ctl, l, *seg)->iova, l->page_bytes))
+		if (!dm_iova_is_allowed(m->ctl, dm_seg_iova(m->ctl, l, *seg), l->page_bytes))
 			return 1;
 	return 0;
 }
@@ -158,7 +158,7 @@ static bool find_beyond(const struct dm_control *c, uint32_t mask_bits, struct d
 
 		for (uint64_t seg = 0; l->state && seg < end; seg++) {
 			uint32_t state = dm_seg_flags(c, l, seg) & 0xff;
-			uint64_t iova = __atomic_load_n(&dm_list_memseg(c, l, seg)->iova, __ATOMIC_RELAXED);
+			uint64_t iova = dm_seg_iova(c, l, seg);
 
 			if (state != DM_SEG_GROWING && state != DM_SEG_PRESENT && state != DM_SEG_LEAVING)
 				continue;
@@ -178,7 +178,7 @@ static int beyond(struct dm_memory *m, uint32_t mask_bits, const struct dm_run *
 	dm_fail(m, -EFAULT, "a device of %u address bits cannot reach memseg %llu of list %u, whose IOVA is 0x%llx: the DMA mask "
 		"stays as it was (%u bits, 0 none). Use memory of lower addresses: --iova-mode=va with a --base-virtaddr below "
 		"0x%llx, or check the mask before memory grows", mask_bits, (ull)where->first_seg, where->list_idx,
-		(ull)dm_list_memseg(m->ctl, l, where->first_seg)->iova, dm_mem_get_dma_mask(m), 1ull << mask_bits);
+		(ull)dm_seg_iova(m->ctl, l, where->first_seg), dm_mem_get_dma_mask(m), 1ull << mask_bits);
 	return 1;
 }
 

@@ -61,7 +61,7 @@ static uint64_t address_of(const struct dm_control *c, const struct dm_list *l, 
 
 	if (kind == DM_INDEX_VADDR)
 		return vaddr;
-	iova = __atomic_load_n(&dm_memseg_at(c, l->first_memseg + seg)->iova, __ATOMIC_RELAXED);
+	iova = dm_seg_iova(c, l, seg);
 	return iova == vaddr ? DM_IOVA_BAD : iova;
 }
 

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "heap.h"
 #include "ipc.h"
 #include "memory.h"
 #include "walks.h"
@@ -283,15 +284,14 @@ static void set_iova_as_va(struct dm_control *c, uint32_t list_idx, uint64_t fir
 	const struct dm_list *l = dm_list_at(c, list_idx);
 
 	for (uint64_t seg = first; seg < first + n; seg++)
-		__atomic_store_n(&dm_memseg_at(c, l->first_memseg + seg)->iova, l->base_vaddr + seg * l->page_bytes,
-				 __ATOMIC_RELAXED);
+		dm_seg_set_iova(c, l, seg, l->base_vaddr + seg * l->page_bytes);
 }
 
 /* What an earlier page had there is judged by nobody's DMA mask. */
 static void forget_iova(struct dm_control *c, uint32_t list_idx, uint64_t first, uint64_t n)
 {
 	for (uint64_t seg = first; seg < first + n; seg++)
-		dm_memseg_at(c, dm_list_at(c, list_idx)->first_memseg + seg)->iova = DM_IOVA_BAD;
+		dm_seg_set_iova(c, dm_list_at(c, list_idx), seg, DM_IOVA_BAD);
 }
 
 uint64_t dm_primary_change(struct dm_memory *m, uint32_t list_idx, uint64_t first, uint64_t n, uint32_t state, int event_type)
@@ -308,7 +308,7 @@ void dm_primary_set_iova(struct dm_memory *m, uint32_t list_idx, uint64_t first,
 	const struct dm_list *l = dm_list_at(m->ctl, list_idx);
 
 	for (uint64_t i = 0; i < n; i++)
-		__atomic_store_n(&dm_memseg_at(m->ctl, l->first_memseg + first + i)->iova, iovas[i], __ATOMIC_RELAXED);
+		dm_seg_set_iova(m->ctl, l, first + i, iovas[i]);
 	dm_page_index_add(m->ctl, DM_INDEX_IOVA, list_idx, first, n);
 }
 

@@ -18,11 +18,11 @@ static uint64_t iova_break(const struct dm_control *c, const struct dm_list *l, 
 {
 	uint64_t per_seg = dm_seg_pages(l);
 
-	if (l->external != 0 && dm_list_memseg(c, l, page / per_seg)->iova == DM_IOVA_BAD)
+	if (l->external != 0 && dm_seg_iova(c, l, page / per_seg) == DM_IOVA_BAD)
 		return page;
 	for (uint64_t at = (page / per_seg + 1) * per_seg; at < end; at += per_seg) {
-		uint64_t before = dm_list_memseg(c, l, at / per_seg - 1)->iova;
-		uint64_t after = dm_list_memseg(c, l, at / per_seg)->iova;
+		uint64_t before = dm_seg_iova(c, l, at / per_seg - 1);
+		uint64_t after = dm_seg_iova(c, l, at / per_seg);
 
 		if (before == DM_IOVA_BAD || after != before + l->page_bytes)
 			return at;

@@ -150,7 +150,7 @@ static void describe(const struct dm_memory *m, const struct dm_memzone_spec *s,
 {
 	const struct dm_list *l = dm_list_at(m->ctl, t->list_idx);
 	uint64_t offset = t->vaddr - l->base_vaddr;
-	uint64_t iova = dm_list_memseg(m->ctl, l, offset / l->page_bytes)->iova;
+	uint64_t iova = dm_seg_iova(m->ctl, l, offset / l->page_bytes);
 
 	*z = (struct dm_zone){
 		.vaddr = t->vaddr,

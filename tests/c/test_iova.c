@@ -78,7 +78,7 @@ static void *grow_beyond(void *arg)
 {
 	_Atomic int *came = arg;
 
-	memseg(0)->iova = DM_IOVA_BAD;
+	__atomic_store_n(&memseg(0)->iova, DM_IOVA_BAD, __ATOMIC_RELAXED);
 	dm_map_change(f.m.ctl, 0, 0, 1, DM_SEG_GROWING, -1);
 	__atomic_store_n(&memseg(0)->iova, UINT64_C(1) << 40, __ATOMIC_RELAXED);
 	*came = dm_iova_is_allowed(f.m.ctl, UINT64_C(1) << 40, 2 * MIB);
