@@ -443,6 +443,16 @@ class Memory:
             check(rc, f"make tag {name!r}", text=self._text())
         return int(out[0])
 
+    def external_holders(self, list_idx: int) -> list[int]:
+        """Return the ids of the owners that have external memory which was added without a descriptor."""
+        n_max = 64
+        while True:
+            ids = ffi.new("uint32_t[]", n_max)
+            n = int(lib.dm_external_holders(self._alive(), list_idx, ids, n_max))
+            if n <= n_max:
+                return [int(ids[i]) for i in range(n)]
+            n_max = n
+
     def block_lookup(self, vaddr: int) -> BlockInfo | None:
         """Return the live block that covers a vaddr."""
         out = ffi.new("struct dm_block_info *")

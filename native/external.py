@@ -244,17 +244,6 @@ class Tables:
         return self._memory._alive()  # noqa: SLF001 - of this package
 
 
-def holders(memory: Memory, list_idx: int) -> list[int]:
-    """Return the owners that have memory which was added without a descriptor, by id; of any `Memory`, offline too."""
-    n_max = 64
-    while True:
-        ids = ffi.new("uint32_t[]", n_max)
-        n: int = lib.dm_external_holders(memory._alive(), list_idx, ids, n_max)  # noqa: SLF001 - of this package
-        if n <= n_max:
-            return [int(ids[i]) for i in range(n)]
-        n_max = n
-
-
 def _new_text() -> Any:
     return ffi.new("char[]", _TEXT_BYTES)
 

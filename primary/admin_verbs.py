@@ -114,7 +114,11 @@ class AdminVerbs:
     def _let_go(self) -> dict[int, int]:
         """Give back what is free and what is warm, as far as the new limits want it; return the bytes on their way, by list."""
         before = {info.list_idx: info.n_present for info in self._primary.native.lists()}
-        self._primary.growth.reserve.renew()
+        reserve = self._primary.growth.reserve
+        if self._primary.quota.is_exceeded():
+            reserve.renew()
+        else:
+            reserve.fill_anew()
         self._primary.growth.shrink(self._primary.quota.keep_segments())
         after = self._primary.native.lists()
         return {info.list_idx: (before[info.list_idx] - info.n_present) * info.page_bytes for info in after}

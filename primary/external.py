@@ -220,7 +220,7 @@ class ExternalMemory:
         for chunk in list(self._chunks.values()):
             if chunk.state is not ChunkState.PRESENT or chunk.file is not None or chunk.left_by_hand:
                 continue
-            if tables.holders(self._memory, chunk.list_idx):
+            if self._memory.external_holders(chunk.list_idx):
                 continue
             try:
                 self._remove(chunk, None, _nobody)
@@ -359,7 +359,7 @@ class ExternalMemory:
 
     def _detach(self, chunk: _Chunk, session: Session | None, answer: Answer) -> None:
         seq = self._tables.detach(chunk.list_idx, _owner_id(session))
-        chunk.left_by_hand = not tables.holders(self._memory, chunk.list_idx)
+        chunk.left_by_hand = not self._memory.external_holders(chunk.list_idx)
         if not seq:
             answer(0, 0, "")
             return

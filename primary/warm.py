@@ -146,10 +146,15 @@ class WarmReserve:
 
     def renew(self) -> None:
         """Let it go and come again as far as limits and validators allow; for when those have changed."""
-        is_going = self.give_way(self.fill_later)
+        if self.give_way(self.fill_later):
+            self._not_before.clear()
+        else:
+            self.fill_anew()
+
+    def fill_anew(self) -> None:
+        """Fill it soon, also where that failed a moment ago: there may be more room now."""
         self._not_before.clear()
-        if not is_going:
-            self.fill_later()
+        self.fill_later()
 
     def give_way(self, then: Callable[[], None]) -> bool:
         """Give all of it back; call `then` when its pages have gone, or return False if there was nothing to give."""

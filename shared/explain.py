@@ -20,7 +20,7 @@ from dpdkmem.shared.snapshot import (
 from dpdkmem.shared.units import format_range, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from dpdkmem.shared.model import BlockInfo, ListInfo, MemsegInfo, MemzoneInfo
     from dpdkmem.shared.snapshot import (
@@ -40,6 +40,9 @@ class ExplainSource(ReportSource, Protocol):
 
     def iova2virt(self, iova: int) -> int | None:
         """Return the vaddr of an IOVA."""
+
+    def external_holders(self, list_idx: int) -> Collection[int]:
+        """Return the ids of the owners that have external memory which was added without a descriptor."""
 
 
 class ExplainedListFields(TypedDict):
@@ -223,7 +226,7 @@ def _place(memory: ExplainSource, row: ListInfo, vaddr: int, read_as: str) -> Pl
         "pins": [
             pin_fields(memory, pin) for pin in memory.pins() if pin.vaddr <= vaddr < pin.vaddr + pin.bytes
         ],
-        "mapped_by": _mapped_by(memory) if is_there else [],
+        "mapped_by": _mapped_by(memory, row) if is_there else [],
     }
     return {**place, "text": _words(place)}
 
@@ -288,10 +291,11 @@ def _zone_at(memory: ExplainSource, vaddr: int) -> MemzoneInfo | None:
     return next((zone for zone in memory.memzones() if zone.vaddr <= vaddr < zone.vaddr + zone.bytes), None)
 
 
-def _mapped_by(memory: ExplainSource) -> list[ExplainedSessionFields]:
-    """Who is attached maps all that is there: one-file lists whole, per-segment lists by rounds."""
+def _mapped_by(memory: ExplainSource, row: ListInfo) -> list[ExplainedSessionFields]:
+    """Who is attached maps all that is there, but for external memory without a descriptor: that is mapped by who has it."""
+    holders = None if row.is_everybodys else memory.external_holders(row.list_idx)
     return [
         {"owner_id": owner.owner_id, "name": owner.name, "pid": owner.pid}
         for owner in memory.owners()
-        if owner.state is OwnerState.LIVE
+        if owner.state is OwnerState.LIVE and (holders is None or owner.owner_id in holders)
     ]

@@ -127,6 +127,11 @@ class ListInfo:
     added_by: int = 0
     """Owner id of who added the external memory."""
 
+    @property
+    def is_everybodys(self) -> bool:
+        """Whether every attached process maps it: all but external memory that was added without a descriptor."""
+        return self.external & 3 != 1
+
 
 @dataclass(frozen=True, slots=True)
 class MemsegInfo:

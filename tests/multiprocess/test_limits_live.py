@@ -177,6 +177,20 @@ def test_a_floor_that_cannot_be_made_leaves_everything_as_it_was(crew: Crew) -> 
         assert quota()["limit_bytes"] == 16 * MIB
 
 
+def test_a_ceiling_that_has_room_for_the_warm_reserve_leaves_it_alone(
+    args: tuple[str, ...], crew: Crew
+) -> None:
+    with start_primary(*args, "--warm-reserve=8M") as primary:
+        crew.attach()
+        settled(primary, 8 * MIB)
+        (row,) = cast("list[dict[str, int]]", change("limit", "set", "64M")["nodes"])
+        assert (row["used_bytes"], row["leaving_bytes"]) == (8 * MIB, 0)
+        change("limit", "set", "4M")
+        settled(primary, 0)
+        change("limit", "set", "none")
+        settled(primary, 8 * MIB)
+
+
 def test_a_floor_at_the_ceiling_is_made_of_the_warm_reserve(args: tuple[str, ...], crew: Crew) -> None:
     with start_primary(*args, "--socket-limit=8", "--warm-reserve=8M") as primary:
         (one,) = crew.attach()

@@ -62,6 +62,9 @@ class EmptyMemory:
     def block_lookup(self, vaddr: int) -> BlockInfo | None:
         raise AssertionError(vaddr)
 
+    def external_holders(self, list_idx: int) -> list[int]:
+        raise AssertionError(list_idx)
+
     def map_seq(self) -> int:
         return 0
 
