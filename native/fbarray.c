@@ -90,11 +90,15 @@ static uint32_t session_word(const struct dm_control *c, uint32_t owner_id)
 	return word;
 }
 
+/* One whose session ended may still run and store: only its pidfd proves its death, which makes it an ORPHAN or frees its slot. */
 static bool lives(const struct dm_control *c, const struct dm_fb_process *p)
 {
+	uint32_t state;
+
 	if (p->owner_id == DM_OWNER_NONE || p->owner_id >= DM_MAX_OWNERS)
 		return false;
-	return atomic_load(&dm_owner_at(c, p->owner_id)->state) == DM_OWNER_LIVE && session_word(c, p->owner_id) == p->session_word;
+	state = atomic_load(&dm_owner_at(c, p->owner_id)->state);
+	return (state == DM_OWNER_LIVE || state == DM_OWNER_DEAD) && session_word(c, p->owner_id) == p->session_word;
 }
 
 static struct dm_fb_process *own_entry(const struct dm_memory *m, struct dm_fb_shared *s)

@@ -129,6 +129,9 @@ void dm_readers_lock(struct dm_memory *m);        /* around fork(2): the child g
 void dm_readers_unlock(struct dm_memory *m);
 /* dm_readers_consumed: all readers have returned from events up to this one; UINT64_MAX: there are none */
 
+/* text.c */
+bool dm_is_text(const char *text); /* UTF-8, no C0, DEL or C1: it may reach a terminal */
+
 /* map.c */
 int dm_find_list(const struct dm_control *c, uint64_t vaddr);     /* list index or -ENOENT */
 /* Primary: memsegs [first, first + n) of the list become `state` in one consistent step; PRESENT and ABSENT-from-GROWING

@@ -8,6 +8,7 @@
 
 #include "crash.h"
 #include "futex.h"
+#include "heap.h"
 #include "named.h"
 
 enum { WAIT_FOR_OTHERS_NS = 1000000000, LOOK_AGAIN_NS = 1000000 };
@@ -72,7 +73,15 @@ static bool has_ended(const struct dm_control *c, uint32_t owner_id)
 	return state != DM_OWNER_LIVE && state != DM_OWNER_ATTACHING;
 }
 
-/* 0 and *out; -EAGAIN: there is none yet, or no more; -EINVAL: this zone is none of ours. */
+/* Memory that others have and this process does not: nothing in it can be read here. */
+static bool is_out_of_reach(const struct dm_memory *m, uint64_t vaddr)
+{
+	int list_idx = dm_find_list(m->ctl, vaddr);
+
+	return list_idx >= 0 && !dm_list_is_held(m->ctl, dm_list_at(m->ctl, (uint32_t)list_idx), m->owner_id);
+}
+
+/* 0 and *out; -EAGAIN: there is none yet, or no more; -EINVAL: this zone is none of ours; -EACCES. */
 static int read_record(struct dm_memory *m, const struct dm_memzone *z, struct dm_named *out)
 {
 	const struct dm_named_record *r = (const struct dm_named_record *)(uintptr_t)z->vaddr;
@@ -84,7 +93,8 @@ static int read_record(struct dm_memory *m, const struct dm_memzone *z, struct d
 		return -EINVAL;
 	err = dm_pin(m, r, sizeof(*r), DM_PIN_LEASE, "a named structure is looked up", &pin_id);
 	if (err != 0)
-		return err == -ENOENT ? -EAGAIN : err;
+		return err != -ENOENT ? err : !is_out_of_reach(m, z->vaddr) ? -EAGAIN :
+			dm_fail(m, -EACCES, "\"%s\" lies in external memory that this process has not attached", z->name + 1);
 	if (dm_memzone_next(m, &i, &again) != 0 || again.zone_idx != z->zone_idx || again.generation != z->generation ||
 	    atomic_load_explicit(&r->stamp, memory_order_acquire) != stamp_of(z)) {
 		err = -EAGAIN;
@@ -287,7 +297,7 @@ int dm_named_next(struct dm_memory *m, const char *type, uint32_t *zone_idx, str
 		err = read_record(m, &z, out);
 		if (err == 0 && (type == NULL || strcmp(out->type, type) == 0))
 			return 0;
-		if (err != 0 && err != -EAGAIN && err != -EINVAL)
+		if (err != 0 && err != -EAGAIN && err != -EINVAL && err != -EACCES)
 			return err;
 	}
 	return err;

@@ -147,6 +147,8 @@ static int judge_name(struct dm_memory *m, const char *name, int32_t numa_node)
 		return dm_fail(m, -EINVAL, "an allocation validator needs a name");
 	if (strlen(name) >= DM_VALIDATOR_NAME_BYTES)
 		return dm_fail(m, -ENAMETOOLONG, "validator name \"%.80s\" is longer than %d bytes", name, DM_VALIDATOR_NAME_BYTES - 1);
+	if (!dm_is_text(name))
+		return dm_fail(m, -EINVAL, "the name of a validator is UTF-8 without control characters");
 	if (numa_node < 0)
 		return dm_fail(m, -EINVAL, "validator \"%s\": NUMA node %d: register it for each node", name, numa_node);
 	if (!m->validators)

@@ -719,7 +719,7 @@ class External(_Message):
         request_id: of the sender's choice; 0 means none.
         op: what is asked for.
         flags: REGISTERED for memory of no heap; HAS_FD and HAS_IOVAS with ADD only.
-        list_idx: COMMIT and ABORT: what ADD answered; else 0.
+        list_idx: COMMIT: what ADD answered; else 0. (ABORT names the memory: who was not answered knows no list.)
         vaddr: of the memory; 0 where an operation has none.
         size_bytes: of the memory.
         page_bytes: ADD: of a memseg of it.
@@ -1226,9 +1226,14 @@ def _string(what: str, field: int | bytes) -> str:
         string = text.decode()
     except UnicodeDecodeError:
         raise _MalformedError(f"{what} is not UTF-8") from None
-    if not string.isprintable():
-        raise _MalformedError(f"{what} has characters that cannot be printed")
+    if not _is_text(string):
+        raise _MalformedError(f"{what} has control characters")
     return string
+
+
+def _is_text(text: str) -> bool:
+    """Tell whether a text may reach a terminal: no C0, DEL or C1; the rule of native/text.c."""
+    return not any(character < " " or "\x7f" <= character <= "\x9f" for character in text)
 
 
 def _validator_fault(request_id: int, numa_node: int, name: str) -> str | None:
@@ -1242,7 +1247,7 @@ def _validator_fault(request_id: int, numa_node: int, name: str) -> str | None:
 def _text_fault(what: str, text: str, size: int) -> str | None:
     if len(text.encode(errors="replace")) >= size:
         return f"{what} {text!r} is longer than {size - 1} bytes"
-    return None if text.isprintable() else f"{what} {text!r} has characters that cannot be printed"
+    return None if _is_text(text) else f"{what} {text!r} has control characters"
 
 
 def _cut(text: str) -> bytes:
