@@ -107,8 +107,11 @@ static void *receiver_thread(void *arg)
 	}
 	pthread_mutex_lock(&ipc->mutex);
 	ipc->state = DM_MP_ENDED;
-	if (!ipc->stopping)
+	if (!ipc->stopping) {
 		dm_mp_fail_all(ipc, rc == -EBADF ? -EBADF : -EPIPE, words_for(rc));
+		ipc->wants_reopen = ipc->actions && dm_now_ns(CLOCK_MONOTONIC) - ipc->opened_ns > DM_MP_REOPEN_MS * 1000000L;
+		pthread_cond_signal(&ipc->work);
+	}
 	pthread_mutex_unlock(&ipc->mutex);
 	return NULL;
 }
@@ -149,15 +152,21 @@ static int start_receiver(struct dm_ipc *ipc)
 /* After an end the primary has forgotten what this process had registered; the results are nobody's. */
 static void announce_again(struct dm_ipc *ipc)
 {
-	for (const struct dm_mp_registered *a = ipc->actions; a; a = a->next) {
+	int64_t until_ns = dm_now_ns(CLOCK_MONOTONIC) + DM_MP_SEND_MS * 1000000L;
+	struct dm_mp_registered *next;
+
+	for (struct dm_mp_registered *a = ipc->actions; a; a = next) {
 		struct dm_wire_mp_action on = {
 			.h = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_MP_ACTION, .bytes = sizeof(on)}, .is_on = 1};
 
-		if (a->removed)
-			continue;
-		on.h.request_id = ++ipc->next_id ? ipc->next_id : ++ipc->next_id;
-		memcpy(on.action, a->name, sizeof(on.action));
-		dm_mp_send(ipc, &on, sizeof(on), NULL, 0, 0);
+		a->n_calls++; /* it stays while the mutex is given away */
+		if (!a->removed) {
+			on.h.request_id = ++ipc->next_id ? ipc->next_id : ++ipc->next_id;
+			memcpy(on.action, a->name, sizeof(on.action));
+			dm_mp_send(ipc, &on, sizeof(on), NULL, 0, until_ns);
+		}
+		next = a->next;
+		dm_mp_release_action(ipc, a);
 	}
 }
 
@@ -170,6 +179,8 @@ static int use(struct dm_ipc *ipc, int fd)
 	ipc->sock = fd;
 	ipc->inode = st.st_ino;
 	ipc->n_taken = ipc->n_dropped = 0;
+	ipc->channel++;
+	ipc->opened_ns = dm_now_ns(CLOCK_MONOTONIC);
 	return start_receiver(ipc);
 }
 
@@ -272,6 +283,7 @@ int dm_mp_send(struct dm_ipc *ipc, const void *message, size_t bytes, const int 
 	} control;
 	struct iovec iov = {.iov_base = (void *)(uintptr_t)message, .iov_len = bytes};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+	uint32_t channel = ipc->channel;
 	int err;
 
 	if (n_fds > 0) {
@@ -283,13 +295,15 @@ int dm_mp_send(struct dm_ipc *ipc, const void *message, size_t bytes, const int 
 		memcpy(CMSG_DATA(&control.head), fds, (size_t)n_fds * sizeof(int));
 	}
 	do {
-		if (!is_ours(ipc))
+		if (ipc->channel != channel || !is_ours(ipc))
 			return -ENOTCONN;
 		err = sendmsg(ipc->sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 		if (err == -EAGAIN && dm_now_ns(CLOCK_MONOTONIC) >= until_ns)
 			return -ETIMEDOUT;
 		if (err == -EAGAIN)
 			wait_writable(ipc, until_ns);
+		if (err == -EAGAIN && ipc->stopping)
+			return -ESHUTDOWN;
 	} while (err == -EINTR || err == -EAGAIN);
 	return err;
 }

@@ -22,8 +22,11 @@ enum {
 	DM_MP_VERDICT_MS = 5000,    /* a primary that does not answer for so long is stopped */
 	DM_MP_GRACE_MS = 100,       /* after a deadline the primary may still say who did not answer */
 	DM_MP_SEND_MS = 1000,       /* a primary that does not read for so long gets no reply */
+	DM_MP_REOPEN_MS = 1000,     /* a channel that ends sooner is opened again by the next call only */
 	DM_MP_TAKEN_BATCH = 32,     /* deliveries after which the primary is told that they left the queue */
 };
+
+#define DM_MP_UNKNOWN_TEXT "the receiver has not registered the action"
 
 /* A received message of the channel. */
 struct dm_mp_packet {
@@ -44,13 +47,15 @@ struct dm_mp_registered {
 	char name[DM_MP_MAX_NAME_LEN];
 	dm_mp_action action;
 	void *arg;
-	uint32_t n_calls;           /* that run */
-	bool removed;
+	uint32_t n_calls;           /* that run, and others who hold it */
+	bool removed;               /* no more calls begin */
+	bool leaving;               /* removed, and the primary not told yet: its name stays taken */
 };
 
 /* A message or request in the queue of the dispatchers. */
 struct dm_mp_delivery {
 	struct dm_mp_delivery *next;
+	uint32_t channel;           /* that brought it */
 	struct dm_mp_peer peer;
 	struct dm_mp_msg msg;
 };
@@ -60,6 +65,7 @@ struct dm_mp_pending {
 	struct dm_mp_pending *next;
 	uint32_t id;
 	bool is_done, is_async;
+	bool is_sending;            /* its thread is in dm_mp_send() and owns it: who completes it leaves it there */
 	int status;
 	char text[256];
 	int64_t until_ns;           /* CLOCK_MONOTONIC, grace included */
@@ -86,6 +92,9 @@ struct dm_ipc {
 	pthread_cond_t changed;     /* for who waits for dispatchers, calls of an action, or waiters to end */
 	enum dm_mp_state state;
 	bool stopping, opening, has_receiver;
+	bool wants_reopen;          /* it ended while actions were registered: a dispatcher opens it again */
+	uint32_t channel;           /* counts the channels that there were */
+	int64_t opened_ns;          /* CLOCK_MONOTONIC */
 	int sock;                   /* -1 none */
 	uint64_t inode;             /* of sock: tells whether the number still is ours */
 	pthread_t receiver;
@@ -110,7 +119,7 @@ void dm_ipc_unlock(struct dm_memory *m);
 void dm_ipc_after_fork_in_child(struct dm_memory *m); /* closes the child's copy of the channel; under the lock */
 int dm_mp_ensure_open(struct dm_ipc *ipc);    /* under the mutex */
 /* Under the mutex, so that nobody closes the channel in between; given away while a primary that does not read is waited for,
- * until until_ns: -ETIMEDOUT. The descriptors stay the caller's. */
+ * until until_ns: -ETIMEDOUT; -ENOTCONN if that channel ended meanwhile, -ESHUTDOWN at the stop. The descriptors stay the caller's. */
 int dm_mp_send(struct dm_ipc *ipc, const void *message, size_t bytes, const int *fds, int n_fds, int64_t until_ns);
 void dm_mp_say_taken(struct dm_ipc *ipc);     /* under the mutex; does not wait */
 
@@ -130,9 +139,11 @@ void dm_mp_expire_async(struct dm_ipc *ipc, int64_t now_ns);
 int64_t dm_mp_next_async_deadline(const struct dm_ipc *ipc); /* INT64_MAX: none */
 void dm_mp_pending_free(struct dm_mp_pending *w);
 int dm_mp_check_name(struct dm_memory *m, const char *name);
+int dm_mp_refuse_unknown(struct dm_memory *m, const struct dm_mp_peer *peer); /* takes the mutex: the action went meanwhile */
 
 /* ipc_dispatch.c: handlers. All under the mutex. */
 struct dm_mp_registered *dm_mp_find_action(struct dm_ipc *ipc, const char *name);
+void dm_mp_release_action(struct dm_ipc *ipc, struct dm_mp_registered *a); /* the opposite of n_calls++; may free it */
 void dm_mp_handle_delivery(struct dm_ipc *ipc, struct dm_mp_packet *p);
 int dm_mp_want_dispatcher(struct dm_ipc *ipc); /* starts one if none is free to go on */
 bool dm_mp_is_dispatcher(const struct dm_ipc *ipc);

@@ -41,12 +41,14 @@ _INT_MAX: Final = 0x7FFF_FFFF
 class MpChannel:
     """What one memory's programs send and receive. Threads: any."""
 
-    __slots__ = ("_actions", "_completions", "_memory")
+    __slots__ = ("_actions", "_completions", "_memory", "_retired")
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._actions: dict[str, Any] = {}  # handles that C refers to
         self._completions: set[Any] = set()
+        self._retired: list[Any] = []
+        """Handles of actions that a handler unregistered: another thread of handlers may be about to use one."""
 
     def register(self, name: str, action: Action) -> None:
         """Call `action` for each message and request of that name; what it raises is logged and answers the request.
@@ -61,16 +63,21 @@ class MpChannel:
         self._check(rc, f"register action {name!r}")
         self._actions[name] = handle
 
-    def unregister(self, name: str) -> None:
+    def unregister(self, name: str, *, is_inside: bool) -> None:
         """Undo `register`; returns when no call runs any more, except inside a handler.
+
+        Args:
+            name: of the action.
+            is_inside: called inside a handler or a completion.
 
         Raises:
             ResourceError: ENOENT, EINVAL, E2BIG.
         """
         rc: int = lib.dm_mp_action_unregister(self._memory._alive(), _c_name(name))  # noqa: SLF001
         self._check(rc, f"unregister action {name!r}")
-        # Inside a handler the call that runs may still be of this one: C holds no more than the number by then.
-        self._actions.pop(name, None)
+        handle = self._actions.pop(name, None)
+        if is_inside:
+            self._retired.append(handle)
 
     def sendmsg(self, to: MpTo, message: MpMessage) -> None:
         """Send a message. Blocks: until the primary has passed it on.

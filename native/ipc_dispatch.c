@@ -33,6 +33,31 @@ static void unlink_action(struct dm_ipc *ipc, struct dm_mp_registered *gone)
 	free(gone);
 }
 
+void dm_mp_release_action(struct dm_ipc *ipc, struct dm_mp_registered *a)
+{
+	if (--a->n_calls == 0 && a->removed)
+		unlink_action(ipc, a);
+	else if (a->removed)
+		pthread_cond_broadcast(&ipc->changed);
+}
+
+/* The primary hears of an end before it hears of the next beginning of the same name. */
+static void wait_for_leaving(struct dm_ipc *ipc, const char *name)
+{
+	struct dm_mp_registered *a = ipc->actions;
+
+	ipc->n_waiters++;
+	while (a)
+		if (a->leaving && !strcmp(a->name, name)) {
+			pthread_cond_wait(&ipc->changed, &ipc->mutex);
+			a = ipc->actions;
+		} else {
+			a = a->next;
+		}
+	ipc->n_waiters--;
+	pthread_cond_broadcast(&ipc->changed);
+}
+
 static int check_action(struct dm_memory *m, const char *name)
 {
 	int err = dm_usable(m);
@@ -57,6 +82,7 @@ int dm_mp_action_register(struct dm_memory *m, const char *name, dm_mp_action ac
 	a->action = action;
 	a->arg = arg;
 	pthread_mutex_lock(&ipc->mutex);
+	wait_for_leaving(ipc, name);
 	err = dm_mp_ensure_open(ipc); /* first: an end would announce what is registered already */
 	if (!err && dm_mp_find_action(ipc, name))
 		err = dm_fail(m, -EEXIST, "action \"%s\" is registered already", name);
@@ -89,7 +115,7 @@ int dm_mp_action_unregister(struct dm_memory *m, const char *name)
 	pthread_mutex_lock(&ipc->mutex);
 	a = dm_mp_find_action(ipc, name);
 	if (a) {
-		a->removed = true;
+		a->removed = a->leaving = true;
 		a->n_calls++; /* ours: it stays until we have looked */
 	}
 	is_open = ipc->state == DM_MP_OPEN && !ipc->stopping && !atomic_load(&m->state);
@@ -99,10 +125,11 @@ int dm_mp_action_unregister(struct dm_memory *m, const char *name)
 	if (is_open)
 		dm_mp_announce(ipc, name, false); /* a primary that does not answer has no more for us either */
 	pthread_mutex_lock(&ipc->mutex);
+	a->leaving = false;
+	pthread_cond_broadcast(&ipc->changed);
 	while (a->n_calls > 1 && !dm_mp_is_dispatcher(ipc))
 		pthread_cond_wait(&ipc->changed, &ipc->mutex);
-	if (--a->n_calls == 0)
-		unlink_action(ipc, a); /* else the last call does it */
+	dm_mp_release_action(ipc, a); /* if it is not the last, the last call frees it */
 	pthread_mutex_unlock(&ipc->mutex);
 	return 0;
 }
@@ -110,7 +137,7 @@ int dm_mp_action_unregister(struct dm_memory *m, const char *name)
 /* ---- the queue ---- */
 
 /* From the receiver: must not wait. */
-static void refuse(struct dm_ipc *ipc, const struct dm_mp_packet *p, int err, const char *text)
+static void refuse(struct dm_ipc *ipc, const struct dm_mp_packet *p, int err, const char *name, const char *text)
 {
 	struct {
 		struct dm_wire_mp mp;
@@ -123,7 +150,7 @@ static void refuse(struct dm_ipc *ipc, const struct dm_mp_packet *p, int err, co
 		strncpy(reply.text, text, sizeof(reply.text) - 1);
 		reply.mp.param_bytes = (uint32_t)strlen(reply.text);
 		reply.mp.h.bytes = (uint32_t)sizeof(reply.mp) + reply.mp.param_bytes;
-		memcpy(reply.mp.action, "error", sizeof("error"));
+		strncpy(reply.mp.action, name, sizeof(reply.mp.action) - 1);
 		dm_mp_send(ipc, &reply, reply.mp.h.bytes, NULL, 0, 0);
 	} else {
 		ipc->n_dropped++;
@@ -136,18 +163,19 @@ void dm_mp_handle_delivery(struct dm_ipc *ipc, struct dm_mp_packet *p)
 	struct dm_mp_delivery *d;
 
 	if (p->fds_lost) {
-		refuse(ipc, p, -EMFILE, "the receiver has no room for the descriptors: raise its `ulimit -n`");
+		refuse(ipc, p, -EMFILE, "error", "the receiver has no room for the descriptors: raise its `ulimit -n`");
 		return;
 	}
 	if (!dm_mp_find_action(ipc, p->mp.action)) {
-		refuse(ipc, p, -ENOENT, "the receiver has not registered the action");
+		refuse(ipc, p, -ENOENT, DM_WIRE_MP_UNKNOWN, DM_MP_UNKNOWN_TEXT);
 		return;
 	}
 	d = ipc->n_queued < DM_WIRE_MP_WINDOW && !dm_mp_want_dispatcher(ipc) ? calloc(1, sizeof(*d)) : NULL;
 	if (!d) {
-		refuse(ipc, p, -ENOMEM, "the receiver has no memory, or no thread, for more messages");
+		refuse(ipc, p, -ENOMEM, "error", "the receiver has no memory, or no thread, for more messages");
 		return;
 	}
+	d->channel = ipc->channel;
 	dm_mp_take_peer(p, &d->peer);
 	d->peer.request_id = p->mp.kind == DM_WIRE_MP_REQUEST ? p->header.request_id : 0;
 	dm_mp_take_msg(p, &d->msg);
@@ -165,7 +193,7 @@ static struct dm_mp_delivery *pop(struct dm_ipc *ipc)
 	if (!ipc->queue)
 		ipc->queue_end = &ipc->queue;
 	ipc->n_queued--;
-	ipc->n_taken++;
+	ipc->n_taken += d->channel == ipc->channel; /* what an earlier one brought, the primary does not count any more */
 	return d;
 }
 
@@ -192,8 +220,10 @@ bool dm_mp_is_dispatcher(const struct dm_ipc *ipc)
 /* Calls code of the program; the mutex is given away meanwhile. */
 static void call_handler(struct dm_ipc *ipc, struct dm_mp_delivery *d)
 {
-	struct dm_mp_registered *a = dm_mp_find_action(ipc, d->msg.name);
-	int rc = -ENOENT;
+	/* Who asked over a channel that has ended was told so, and nothing waits for a reply. */
+	bool is_late = d->peer.request_id && d->channel != ipc->channel;
+	struct dm_mp_registered *a = is_late ? NULL : dm_mp_find_action(ipc, d->msg.name);
+	int rc = 0;
 
 	if (a)
 		a->n_calls++;
@@ -201,15 +231,14 @@ static void call_handler(struct dm_ipc *ipc, struct dm_mp_delivery *d)
 	if (a)
 		rc = a->action(ipc->m, &d->msg, &d->peer, a->arg);
 	if (rc < 0 && d->peer.request_id)
-		dm_mp_reply_error(ipc->m, rc < -4095 ? -EIO : rc,
-				  a ? NULL : "the receiver has not registered the action", &d->peer);
+		dm_mp_reply_error(ipc->m, rc < -4095 ? -EIO : rc, NULL, &d->peer);
+	else if (!a && !is_late && d->peer.request_id)
+		dm_mp_refuse_unknown(ipc->m, &d->peer);
 	dm_mp_close_fds(&d->msg);
 	free(d);
 	pthread_mutex_lock(&ipc->mutex);
-	if (a && --a->n_calls == 0 && a->removed)
-		unlink_action(ipc, a);
-	else if (a && a->removed)
-		pthread_cond_broadcast(&ipc->changed);
+	if (a)
+		dm_mp_release_action(ipc, a);
 }
 
 static void call_completion(struct dm_ipc *ipc, struct dm_mp_pending *w)
@@ -278,12 +307,16 @@ static void *dispatcher_thread(void *arg)
 	ipc->dispatchers = &self;
 	while (!ipc->stopping || ipc->completed) {
 		dm_mp_expire_async(ipc, dm_now_ns(CLOCK_MONOTONIC));
-		if (has_work(ipc))
+		if (ipc->wants_reopen && !ipc->stopping) {
+			ipc->wants_reopen = false;
+			dm_mp_ensure_open(ipc); /* once: else the next call of the program says why not */
+		} else if (has_work(ipc)) {
 			work_once(ipc);
-		else if (ipc->n_idle)
+		} else if (ipc->n_idle) {
 			break;
-		else
+		} else {
 			sleep_idle(ipc);
+		}
 	}
 	ipc->n_dispatchers--; /* at once: nobody may count on this one any more */
 	pthread_mutex_unlock(&ipc->mutex);

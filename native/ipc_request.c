@@ -42,6 +42,13 @@ static bool is_full(const struct dm_ipc *ipc)
 	return n >= DM_WIRE_MP_MAX_REQUESTS;
 }
 
+static void push_completed(struct dm_ipc *ipc, struct dm_mp_pending *w)
+{
+	*ipc->completed_end = w;
+	ipc->completed_end = &w->next;
+	pthread_cond_signal(&ipc->work);
+}
+
 /* Takes it out of the list and lets its waiter, or a dispatcher, go on. */
 static void complete(struct dm_ipc *ipc, struct dm_mp_pending **at, int status, const char *text)
 {
@@ -52,13 +59,10 @@ static void complete(struct dm_ipc *ipc, struct dm_mp_pending **at, int status, 
 	w->is_done = true;
 	w->status = status;
 	snprintf(w->text, sizeof(w->text), "%s", text);
-	if (!w->is_async) {
+	if (!w->is_async)
 		pthread_cond_signal(&w->done);
-		return;
-	}
-	*ipc->completed_end = w;
-	ipc->completed_end = &w->next;
-	pthread_cond_signal(&ipc->work);
+	else if (!w->is_sending)
+		push_completed(ipc, w);
 }
 
 void dm_mp_fail_all(struct dm_ipc *ipc, int status, const char *text)
@@ -171,43 +175,13 @@ void dm_mp_handle_result(struct dm_ipc *ipc, const struct dm_wire_mp_result *r)
 
 /* ---- judging what is to be sent ---- */
 
-/* Length of the UTF-8 character at s, 0 if there is none (RFC 3629: no overlong forms, no surrogates). */
-static size_t utf8_bytes(const unsigned char *s)
-{
-	uint32_t code = s[0] < 0x80 ? s[0] : s[0] < 0xe0 ? s[0] & 0x1f : s[0] < 0xf0 ? s[0] & 0x0f : s[0] & 0x07;
-	size_t n = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;
-	static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-
-	for (size_t i = 1; i < n; i++) {
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-		code = code << 6 | (s[i] & 0x3f);
-	}
-	return n && code >= least[n] && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff) ? n : 0;
-}
-
-/* Names travel as UTF-8 and reach terminals: no C0, DEL or C1. Everything but that is the program's taste. */
-static bool is_text(const char *text)
-{
-	const unsigned char *s = (const unsigned char *)text;
-
-	while (*s) {
-		size_t n = utf8_bytes(s);
-
-		if (!n || *s < 0x20 || *s == 0x7f || (s[0] == 0xc2 && s[1] < 0xa0))
-			return false;
-		s += n;
-	}
-	return true;
-}
-
 int dm_mp_check_name(struct dm_memory *m, const char *name)
 {
 	if (!name || !*name)
 		return dm_fail(m, -EINVAL, "a message has the name of an action");
 	if (strnlen(name, DM_MP_MAX_NAME_LEN) == DM_MP_MAX_NAME_LEN)
 		return dm_fail(m, -E2BIG, "action \"%.63s...\" has more than %d bytes", name, DM_MP_MAX_NAME_LEN - 1);
-	if (!is_text(name))
+	if (!dm_is_text(name))
 		return dm_fail(m, -EINVAL, "the name of an action is UTF-8 without control characters");
 	return 0;
 }
@@ -252,7 +226,7 @@ static int fill_target(struct dm_memory *m, const struct dm_mp_target *target, s
 	case DM_MP_TO_NAME:
 		if (!*target->name || strnlen(target->name, sizeof(target->name)) == sizeof(target->name))
 			return dm_fail(m, -EINVAL, "the name of a session has 1 to 31 bytes");
-		if (!is_text(target->name))
+		if (!dm_is_text(target->name))
 			return dm_fail(m, -ESRCH, "no session has a name that is not UTF-8, or has control characters");
 		strcpy(out->peer_name, target->name); /* it fits */
 		return 0;
@@ -277,6 +251,8 @@ static int send_errno(struct dm_memory *m, int err, const char *name)
 	case -ETOOMANYREFS:
 		return dm_fail(m, err, "message \"%s\": too many descriptors of this user are on their way (unix(7)): raise "
 			       "`ulimit -n`", name);
+	case -ESHUTDOWN:
+		return dm_fail(m, err, "message \"%s\": this attachment is closed", name);
 	case -ETIMEDOUT:
 		return dm_fail(m, err, "message \"%s\": the primary does not read: it is stopped or overloaded", name);
 	default:
@@ -293,7 +269,7 @@ static int send_mp(struct dm_ipc *ipc, struct dm_wire_mp *wire, const struct dm_
 	} packet;
 	size_t bytes = sizeof(*wire) + (size_t)msg->len_param;
 	bool says_taken = ipc->n_dropped == 0;
-	uint32_t n_taken = says_taken ? ipc->n_taken : 0;
+	uint32_t n_taken = says_taken ? ipc->n_taken : 0, channel = ipc->channel;
 	int err;
 
 	wire->h.magic = DM_WIRE_MAGIC;
@@ -306,7 +282,7 @@ static int send_mp(struct dm_ipc *ipc, struct dm_wire_mp *wire, const struct dm_
 	memcpy(packet.bytes + sizeof(*wire), msg->param, (size_t)msg->len_param);
 	ipc->n_taken -= n_taken;
 	err = dm_mp_send(ipc, packet.bytes, bytes, msg->fds, msg->num_fds, until_ns);
-	if (err)
+	if (err && ipc->channel == channel)
 		ipc->n_taken += n_taken;
 	return err;
 }
@@ -364,11 +340,12 @@ static void pending_init(struct dm_mp_pending *w, int64_t timeout_ns)
 	pthread_condattr_destroy(&monotonic);
 }
 
-static int finish(struct dm_ipc *ipc, struct dm_mp_pending *w, int err, const char *name)
+/* The endpoint may be gone by now: who waited for its mutex last may be who detached. */
+static int finish(struct dm_memory *m, struct dm_mp_pending *w, int err, const char *name)
 {
 	pthread_cond_destroy(&w->done);
 	if (!err && w->status)
-		err = dm_fail(ipc->m, w->status, "\"%s\": %s", name, w->text);
+		err = dm_fail(m, w->status, "\"%s\": %s", name, w->text);
 	return err;
 }
 
@@ -376,6 +353,7 @@ int dm_mp_announce(struct dm_ipc *ipc, const char *name, bool is_on)
 {
 	struct dm_wire_mp_action action = {
 		.h = {.magic = DM_WIRE_MAGIC, .type = DM_WIRE_MP_ACTION, .bytes = sizeof(action)}, .is_on = is_on};
+	struct dm_memory *m = ipc->m;
 	struct dm_mp_pending w;
 	int err;
 
@@ -394,7 +372,7 @@ int dm_mp_announce(struct dm_ipc *ipc, const char *name, bool is_on)
 			wait_for(ipc, &w);
 	}
 	pthread_mutex_unlock(&ipc->mutex);
-	return finish(ipc, &w, err, name);
+	return finish(m, &w, err, name);
 }
 
 /* Sends an MP_SEND that w waits for. Under the mutex. */
@@ -408,9 +386,13 @@ static int start_request(struct dm_ipc *ipc, struct dm_mp_pending *w, struct dm_
 		return err;
 	wire->h.type = DM_WIRE_MP_SEND;
 	wire->h.request_id = w->id;
+	w->is_sending = true;
 	err = send_errno(ipc->m, send_mp(ipc, wire, msg, w->until_ns), msg->name);
+	w->is_sending = false;
 	if (err)
 		unlink_pending(ipc, w);
+	else if (w->is_done && w->is_async) /* given up while it waited to be sent */
+		push_completed(ipc, w);
 	return err;
 }
 
@@ -431,7 +413,7 @@ int dm_mp_sendmsg(struct dm_memory *m, const struct dm_mp_target *target, const 
 		wait_for(m->ipc, &w);
 	pthread_mutex_unlock(&m->ipc->mutex);
 	dm_mp_replies_free(&w.replies);
-	return finish(m->ipc, &w, err, msg->name);
+	return finish(m, &w, err, msg->name);
 }
 
 static int check_request(struct dm_memory *m, const struct dm_mp_target *target, const struct dm_mp_msg *msg, int timeout_ms,
@@ -473,7 +455,7 @@ int dm_mp_request_sync(struct dm_memory *m, const struct dm_mp_target *target, c
 		wait_for(ipc, &w);
 	pthread_mutex_unlock(&ipc->mutex);
 	*replies = w.replies;
-	return finish(ipc, &w, err, msg->name);
+	return finish(m, &w, err, msg->name);
 }
 
 void dm_mp_replies_free(struct dm_mp_replies *replies)
@@ -501,7 +483,7 @@ int dm_mp_request_async(struct dm_memory *m, const struct dm_mp_target *target, 
 	w->is_async = true;
 	w->callback = callback;
 	w->arg = arg;
-	w->until_ns = dm_now_ns(CLOCK_MONOTONIC) + (timeout_ms + DM_MP_GRACE_MS) * INT64_C(1000000);
+	w->until_ns = dm_now_ns(CLOCK_MONOTONIC) + ((int64_t)timeout_ms + DM_MP_GRACE_MS) * 1000000;
 	w->request = *msg;
 	w->request.num_fds = 0;
 	pthread_mutex_lock(&m->ipc->mutex);
@@ -563,4 +545,12 @@ int dm_mp_reply_error(struct dm_memory *m, int status, const char *text, const s
 	if (msg.len_param >= DM_MP_MAX_PARAM_LEN)
 		msg.len_param = DM_MP_MAX_PARAM_LEN - 1;
 	return send_reply(m, &msg, status, peer);
+}
+
+int dm_mp_refuse_unknown(struct dm_memory *m, const struct dm_mp_peer *peer)
+{
+	struct dm_mp_msg msg = {.name = DM_WIRE_MP_UNKNOWN};
+
+	set_text(&msg, DM_MP_UNKNOWN_TEXT);
+	return send_reply(m, &msg, -ENOENT, peer);
 }

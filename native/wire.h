@@ -165,7 +165,7 @@ struct dm_wire_external {
 	struct dm_wire_header h;    /* descriptors: the memory's if HAS_FD, then the table of IOVAs if HAS_IOVAS */
 	uint32_t op;                /* enum dm_external_op */
 	uint32_t flags;             /* as below */
-	uint32_t list_idx;          /* COMMIT and ABORT; else 0 */
+	uint32_t list_idx;          /* COMMIT; else 0 */
 	uint32_t reserved;
 	uint64_t vaddr, bytes, page_bytes, fd_offset;
 	char name[32];              /* of the heap; empty with REGISTERED */
@@ -239,6 +239,7 @@ enum {
 	DM_WIRE_MP_MAX_REQUESTS = 256, /* MP_ACTION and MP_SEND of one channel without their MP_RESULT */
 	DM_WIRE_MP_MAX_ACTIONS = 1024, /* of one channel */
 };
+#define DM_WIRE_MP_UNKNOWN "no-action" /* action of an MP_REPLY with ENOENT: it is not registered; a handler's ENOENT says "error" */
 enum dm_wire_mp_kind { DM_WIRE_MP_MESSAGE = 1, DM_WIRE_MP_REQUEST = 2 };
 /* enum dm_mp_to of dpdkmem_api.h has the numbers of `to`. */
 

@@ -35,6 +35,7 @@ from dpdkmem.shared.errors import DpdkmemError, LimitExceeded, PeerGone, PeerPro
 from dpdkmem.shared.ipc_messages import (
     MAX_ACTIONS,
     MAX_REQUESTS,
+    UNKNOWN_ACTION,
     WINDOW,
     WINDOW_FDS,
     MpAction,
@@ -399,6 +400,10 @@ class MpRouter:
                 "the primary has no room for the reply's descriptors: raise its `ulimit -n`",
             )
             return
+        if request.is_broadcast and reply.status == errno.ENOENT and reply.action == UNKNOWN_ACTION:
+            request.n_sent -= 1  # it has just unregistered: not asked
+            self._answered(request, token)
+            return
         if reply.status:
             self._no_reply(request, token, reply.status, reply.param.decode(errors="replace"))
             return
@@ -430,13 +435,10 @@ class MpRouter:
     def _no_reply(self, request: _Request, token: int, number: int, text: str) -> None:
         """Tell the requester why one receiver gives no reply."""
         who = request.waits_for[token].who
-        if request.is_broadcast and number == errno.ENOENT:  # it has just unregistered: not asked
-            request.n_sent -= 1
-        else:
-            answer = MpAnswer(
-                request.request_id, number, who.owner_id, who.session_id, who.name, "error", cut_text(text), 0
-            )
-            self._send(request.sender, answer)
+        answer = MpAnswer(
+            request.request_id, number, who.owner_id, who.session_id, who.name, "error", cut_text(text), 0
+        )
+        self._send(request.sender, answer)
         self._answered(request, token)
 
     def _answered(self, request: _Request, token: int) -> None:

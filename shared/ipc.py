@@ -72,7 +72,7 @@ class MpUser:
 
         Blocks: until a call that runs has returned, except inside handlers.
         """
-        self._mp.unregister(name)
+        self._mp.unregister(name, is_inside=threading.get_ident() in self._mp_running_on)
 
     def mp_sendmsg(self, message: MpMessage, to: MpTo = None) -> None:
         """Send a message that has no reply; returns once it waits at its receivers.

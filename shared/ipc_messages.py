@@ -63,6 +63,10 @@ class MpType(enum.IntEnum):
     MP_TAKEN = 37
 
 
+UNKNOWN_ACTION: Final = "no-action"
+"""The action of an MP_REPLY with ENOENT whose sender has not registered what was asked for."""
+
+
 class MpKind(enum.IntEnum):
     """Whether a reply is wanted."""
 
