@@ -293,8 +293,12 @@ static int read_iovas(struct dm_control *c, const struct dm_list *l, int fd, cha
 
 		if (pread(fd, some, n * sizeof(some[0]), (off_t)(i * sizeof(some[0]))) != (ssize_t)(n * sizeof(some[0])))
 			return SAY(text, -EINVAL, "the table of IOVAs has fewer than %llu entries", (ull)l->n_segments);
-		for (uint64_t j = 0; j < n; j++)
-			dm_seg_set_iova(c, l, i++, some[j]);
+		for (uint64_t j = 0; j < n; j++, i++) {
+			if (some[j] != DM_IOVA_BAD && some[j] + l->page_bytes - 1 < some[j])
+				return SAY(text, -EINVAL, "the IOVA 0x%llx of page %llu is none: the page would end beyond 2^64",
+					   (ull)some[j], (ull)i);
+			dm_seg_set_iova(c, l, i, some[j]);
+		}
 	}
 	return 0;
 }

@@ -50,6 +50,8 @@ static int judge_name(struct dm_memory *m, const char *name)
 {
 	if (name == NULL || name[0] == '\0' || strlen(name) >= DM_NAME_BYTES)
 		return dm_fail(m, -EINVAL, "a heap's name has 1 to %d bytes", DM_NAME_BYTES - 1);
+	if (!dm_is_text(name))
+		return dm_fail(m, -EINVAL, "a heap's name is UTF-8 without control characters");
 	return 0;
 }
 
@@ -263,19 +265,29 @@ static int iova_file(struct dm_memory *m, const struct addition *a, int *fd)
 	return done == bytes ? 0 : dm_fail(m, -ENOMEM, "no file for %u IOVAs: %s", a->n_pages, strerror(errno));
 }
 
+/* Names the memory, not its list: who was not answered does not know that, nor how far the primary came or will come. */
+static int give_up(struct dm_memory *m, const struct addition *a, int err)
+{
+	struct dm_external_request abort = request_for(DM_EXTOP_ABORT, a->heap_name);
+	char text[DM_ERROR_BYTES];
+
+	snprintf(text, sizeof(text), "%s", dm_error_text(m));
+	abort.vaddr = (uintptr_t)a->vaddr;
+	abort.bytes = a->bytes;
+	ask(m, &abort, NULL);
+	return dm_fail(m, err, "%s", text);
+}
+
 static int finish(struct dm_memory *m, const struct addition *a, uint32_t list_idx, bool writable)
 {
 	struct dm_external_request commit = request_for(DM_EXTOP_COMMIT, a->heap_name);
-	struct dm_external_request abort = request_for(DM_EXTOP_ABORT, a->heap_name);
-	char text[DM_ERROR_BYTES];
 	int err = a->heap_name != NULL && writable ? zero(m, a) : 0;
 
-	commit.list_idx = abort.list_idx = list_idx;
-	if (err == 0)
-		return ask(m, &commit, NULL);
-	snprintf(text, sizeof(text), "%s", dm_error_text(m));
-	ask(m, &abort, NULL);
-	return dm_fail(m, err, "%s", text);
+	commit.list_idx = list_idx;
+	if (err != 0)
+		return give_up(m, a, err);
+	err = ask(m, &commit, NULL);
+	return err == -ETIMEDOUT ? give_up(m, a, err) : err;
 }
 
 static int add_mapped(struct dm_memory *m, const struct addition *a, bool writable)
@@ -294,7 +306,9 @@ static int add_mapped(struct dm_memory *m, const struct addition *a, bool writab
 		err = ask(m, &r, &list_idx);
 	if (r.iova_fd >= 0)
 		close(r.iova_fd);
-	return err == 0 ? finish(m, a, (uint32_t)list_idx, writable) : err;
+	if (err == 0)
+		return finish(m, a, (uint32_t)list_idx, writable);
+	return err == -ETIMEDOUT ? give_up(m, a, err) : err;
 }
 
 static int add(struct dm_memory *m, const struct addition *a)

@@ -23,7 +23,7 @@ enum {
 enum { DM_EXTOP_REGISTERED = 1, DM_EXTOP_HAS_FD = 2, DM_EXTOP_HAS_IOVAS = 4 };
 struct dm_external_request {
 	uint32_t op, flags;         /* DM_EXTOP_; REGISTERED: memory of no heap */
-	uint32_t list_idx;          /* COMMIT, ABORT: the value that ADD answered */
+	uint32_t list_idx;          /* COMMIT: the value that ADD answered */
 	uint32_t reserved;
 	uint64_t vaddr, bytes, page_bytes, fd_offset;
 	char name[32];              /* of the heap */

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from dpdkmem.native import external as tables
+from dpdkmem.native import iova
 from dpdkmem.shared.errors import DpdkmemError, ResourceError
 from dpdkmem.shared.messages import ExternalFile, ExternalFlag, ExternalOp, RoundOp, Run
 from dpdkmem.shared.model import HEAP_NONE
@@ -76,6 +77,7 @@ class _Chunk:
     """Of a shared chunk."""
     read_only: bool = False
     offset: int = 0
+    n_segments: int = 0
     generation: int = 0
     state: ChunkState = ChunkState.MAPPING
     mapped_here: bool = False
@@ -145,6 +147,8 @@ class ExternalMemory:
             self._serve(request, fds, kept, session, answer)
         except DpdkmemError as error:
             answer(*_failure(error))
+        except OSError as error:  # of the asker's descriptors
+            answer(error.errno or errno.EIO, 0, f"the descriptor is of no use here: {error.strerror}")
         finally:
             for fd in fds:
                 if fd not in kept:
@@ -164,7 +168,7 @@ class ExternalMemory:
             case ExternalOp.COMMIT:
                 self._finish(self._unfinished(request, session), answer)
             case ExternalOp.ABORT:
-                self._take_back(self._unfinished(request, session), (), answer)
+                self._abort(request, session, answer)
             case ExternalOp.REMOVE:
                 self._remove(self._find(request), session, answer)
             case ExternalOp.ATTACH:
@@ -240,12 +244,13 @@ class ExternalMemory:
     ) -> None:
         rest = list(fds)
         file = rest.pop(0) if ExternalFlag.HAS_FD in request.flags else None
-        iova_fd = rest.pop(0).fileno() if ExternalFlag.HAS_IOVAS in request.flags else -1
+        iova_fd = _judge_table(rest.pop(0)) if ExternalFlag.HAS_IOVAS in request.flags else -1
         read_only = file is not None and _judge_file(file, request)
         heap_idx = self._heap(request)
         flags = (tables.SHARED if file is not None else 0) | (tables.READ_ONLY if read_only else 0)
         list_idx = self._tables.begin(heap_idx, request, flags, _owner_id(session), iova_fd)
-        chunk = _Chunk(list_idx, heap_idx, session, file, read_only, request.fd_offset)
+        n_segments = request.size_bytes // request.page_bytes
+        chunk = _Chunk(list_idx, heap_idx, session, file, read_only, request.fd_offset, n_segments)
         chunk.generation = self._tables.generation(list_idx)
         if file is not None and session is not None:
             try:
@@ -294,6 +299,14 @@ class ExternalMemory:
             self._take_back(chunk, chunk.late_failures, answer)
             return
         chunk.on_commit = None
+        beyond = iova.find_beyond_dma_mask(self._memory, chunk.list_idx, 0, chunk.n_segments)
+        if beyond is not None:
+            text = (
+                f"the IOVA of its page {beyond} is beyond the DMA mask of {iova.mem_get_dma_mask(self._memory)} bits, which "
+                "a device of this memory asked for: bring memory of lower IOVAs"
+            )
+            self._take_back(chunk, (), lambda *_: answer(errno.ERANGE, 0, text))
+            return
         self._tables.commit(chunk.list_idx)
         chunk.state = ChunkState.PRESENT
         self._on_change()
@@ -307,6 +320,20 @@ class ExternalMemory:
                 errno.EINVAL, f"{request.op.name}: this process adds no memory as list {request.list_idx}"
             )
         return chunk
+
+    def _abort(self, request: External, session: Session | None, answer: Answer) -> None:
+        """Take back what the asker has begun to add, however far that came: it may not have heard."""
+        list_idx = self._tables.find(self._heap(request), request.vaddr, request.size_bytes)
+        chunk = None if list_idx is None else self._chunks.get(list_idx)
+        if chunk is None or chunk.adder is not session or chunk.state is ChunkState.LEAVING:
+            raise ResourceError(errno.ENOENT, "this process adds no such memory")
+        if chunk.state is ChunkState.PRESENT:
+            self._remove(chunk, session, answer)
+        elif chunk.state is ChunkState.ADDING and chunk.on_commit is None:
+            self._take_back(chunk, (), answer)
+        else:
+            chunk.given_up = True
+            answer(0, 0, "")
 
     def _take_back(self, chunk: _Chunk, failures: Sequence[Failure], answer: Answer) -> None:
         """Undo an addition; the answer does not wait for who was silent in it."""
@@ -448,6 +475,15 @@ def _failure(error: DpdkmemError) -> tuple[int, int, str]:
     if isinstance(error, ResourceError):
         return error.errno or errno.EIO, 0, error.text
     return errno.EIO, 0, str(error)
+
+
+def _judge_table(file: Fd) -> int:
+    """Judge the descriptor of a table of IOVAs; return its number. Reading a memfd waits for nobody."""
+    try:
+        fcntl.fcntl(file.fileno(), fcntl.F_GET_SEALS)
+    except OSError:
+        raise ResourceError(errno.EINVAL, "the table of IOVAs comes in a memfd") from None
+    return file.fileno()
 
 
 def _judge_file(file: Fd, request: External) -> bool:
