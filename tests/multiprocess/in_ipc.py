@@ -6,6 +6,7 @@ Rules as in_secondary.py: nothing here asserts, and what is returned is what JSO
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 import threading
@@ -68,6 +69,9 @@ class Box:
 
     def fail(self, _received: MpReceived, _peer: MpPeer) -> None:
         raise ValueError("told to fail")
+
+    def miss(self, _received: MpReceived, _peer: MpPeer) -> None:
+        raise FileNotFoundError(errno.ENOENT, "no such table")
 
     def slow(self, received: MpReceived, peer: MpPeer) -> None:
         self.running += 1
@@ -185,6 +189,16 @@ class Box:
         replies = self.m.mp_request_sync(MpMessage(name), 20_000, target(to))
         with replies, replies.msgs[0].fds.take_next() as fd:
             return os.read(fd.fileno(), 100).decode()
+
+    def request_async_many(self, name: str, to: str, n: int) -> int:
+        """Sends n requests that expire at once; returns how many were refused."""
+        refused = 0
+        for _ in range(n):
+            try:
+                self.m.mp_request_async(MpMessage(name, b"x" * 200), self.complete, 1, target(to))
+            except DpdkmemError:
+                refused += 1
+        return refused
 
     def fill(self, name: str, to: int | str) -> str:
         """Sends until it is refused; returns the number and the error."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import resource
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -298,6 +299,27 @@ def test_memory_that_somebody_cannot_map_is_nobodys_and_the_error_names_what_is_
     assert two.malloc(100, numa_node=socket_id(two)) >= VA
 
 
+def test_iovas_obey_the_dma_mask_and_end_below_2_to_the_64(crew: Crew) -> None:
+    one, two = members(crew, 2)
+    one.run("m.malloc_heap_create('ext')")
+    one.run("m.mem_check_dma_mask(40)")
+    one.run(f"x.anonymous({VA}, {AREA})")
+    add = f"m.malloc_heap_memory_add('ext', {VA}, {AREA}, [%s], {KB4})"
+    assert errno_of(one, add % f"0, 4096, {1 << 40}") == errno.ERANGE
+    assert errno_of(one, add % f"0, 4096, {(1 << 64) - 2048}") == errno.EINVAL
+    assert two.run(f"m.virt2memseg({VA})") is None
+    one.run(add % f"0, 4096, {(1 << 40) - KB4}")
+    assert one.malloc(64, numa_node=socket_id(one)) >= VA
+    assert one.run("m.mem_check_dma_mask(39)") == 1, "what is there counts"
+
+
+def test_names_are_judged_before_they_can_end_a_session(crew: Crew) -> None:
+    (one,) = members(crew, 1)
+    assert errno_of(one, "m.malloc_heap_create('a\\tb')") == errno.EINVAL
+    one.run("m.malloc_heap_create('a\\xa0b')")
+    assert one.run("m.malloc_heap_get_socket('a\\xa0b')") == 256
+
+
 @pytest.mark.needs("root")
 def test_a_primary_without_descriptors_refuses_and_nobody_is_ended(
     primary: Primary, crew: Crew, tmp_path: Path
@@ -377,6 +399,30 @@ def test_memory_of_a_process_that_is_killed_goes_when_nothing_is_left_in_it(crew
         "it is an orphan",
     )
     assert not heap_is_empty()
+    assert run_cli("--file-prefix", "t", "reap-orphans", "--all").returncode == 0
+    wait_until(heap_is_empty, "nothing is left in it, so it is gone")
+
+
+def test_who_dies_while_others_map_what_it_adds_leaves_nothing(
+    primary: Primary, crew: Crew, tmp_path: Path
+) -> None:
+    one, two, three = members(crew, 3)
+    path = tmp_path / "half-added"
+    one.run("m.malloc_heap_create('ext')")
+    one.run(f"fd = x.file({str(path)!r}, {1 << 20})")
+    one.run(f"x.shared({VA}, {1 << 20}, fd)")
+    two.signal(signal.SIGSTOP)
+    one.post("run", f"m.malloc_heap_memory_add('ext', {VA}, {1 << 20}, None, {KB4}, fd=fd)")
+    wait_until(lambda: mappings(three.pid, of=path.name), "the round runs")
+    one.kill()
+    two.signal(signal.SIGCONT)
+    wait_until(
+        lambda: [mappings(pid, of=path.name) for pid in (primary.pid, two.pid, three.pid)] == [[], [], []],
+        "all let the memory go",
+    )
+    assert two.run(f"m.virt2memseg({VA})") is None
+    add_file(two, path)
+    assert three.malloc(100, numa_node=socket_id(three)) >= VA
 
 
 def test_memory_without_blocks_of_a_killed_process_is_removed(crew: Crew) -> None:

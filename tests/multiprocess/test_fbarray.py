@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from harness import FORMS, Crew, RemoteFailure, start_primary, wait_until
+from harness import FORMS, Crew, RemoteFailure, run_cli, start_primary, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +63,28 @@ def test_a_killed_process_is_no_longer_attached(crew: Crew) -> None:
         return 0
 
     wait_until(lambda: destroy() == 0, "its death is proved")
+
+
+def test_an_array_of_an_evicted_process_is_kept_until_that_ends(crew: Crew) -> None:
+    one, victim = crew.attach(2)
+    one.run("a = m.fbarray_init('shared', 1000, 16)")
+    victim.run("a = m.fbarray_attach('shared')")
+    owner = cast("int", victim.run("m.session.owner_id"))
+    assert run_cli("--file-prefix", "t", "evict", str(owner)).returncode == 0
+    wait_until(lambda: victim.run("m.state.value") == "evicted", "it is told")
+    for _ in range(20):
+        assert refused(one, "a.destroy()") == errno.EBUSY, "it may still store into it"
+        time.sleep(0.01)
+    victim.kill()
+
+    def destroyed() -> bool:
+        try:
+            one.run("a.destroy()")
+        except RemoteFailure:
+            return False
+        return True
+
+    wait_until(destroyed, "its death is proved")
 
 
 def test_an_array_of_the_dead_can_be_attached_to_with_all_that_is_in_it(crew: Crew) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 import subprocess
@@ -315,6 +316,16 @@ def test_a_handler_that_raises_answers_its_request_with_the_words(crew: Crew) ->
     assert one.run("box.ask('echo', 'goes on', to='s2')") == ["goes on"]
 
 
+def test_what_a_handler_did_not_find_is_told_to_who_asked_all(crew: Crew) -> None:
+    one, two = members(crew, 2)
+    register(two, look="miss")
+    n_sent, n_received, texts = cast(
+        "tuple[int, int, list[str]]", one.run("box.ask_partial('look', 5000, 'ALL')")
+    )
+    assert (n_sent, n_received) == (1, 0)
+    assert ["no such table" in text for text in texts] == [True]
+
+
 def test_a_reply_can_come_later_from_another_thread(crew: Crew) -> None:
     one, two = members(crew, 2)
     register(two, later="never")
@@ -368,6 +379,32 @@ def test_an_asynchronous_request_completes_exactly_once_with_its_time_out(crew: 
     two.run("m.mp_reply(dpdkmem.MpMessage('silent'), box.peers[0])")
     one.run("box.ask_partial('silent', 50, 's2')")
     assert one.run("box.completed") == [[0, 0, "ResourceError"]]
+
+
+def test_an_asynchronous_request_that_cannot_be_sent_completes_or_is_refused_once(
+    crew: Crew, primary: Primary
+) -> None:
+    one, two = members(crew, 2)
+    register(two, silent="never")
+    one.run("box.ask_partial('silent', 1, 's2')")
+    os.kill(primary.pid, signal.SIGSTOP)
+    n_refused = cast("int", one.run("box.request_async_many('silent', 's2', 200)"))
+    assert n_refused > 0, "the channel is full"
+    wait_until(lambda: cast("int", one.run("len(box.completed)")) + n_refused == 200, "each is heard of")
+    os.kill(primary.pid, signal.SIGCONT)
+    one.run("box.ask_partial('silent', 1, 's2')")
+    assert cast("int", one.run("len(box.completed)")) + n_refused == 200
+
+
+def test_the_longest_time_out_does_not_expire_at_once(crew: Crew) -> None:
+    one, two = members(crew, 2)
+    register(two, later="never")
+    one.run(f"m.mp_request_async(dpdkmem.MpMessage('later'), box.complete, {(1 << 31) - 1}, 's2')")
+    wait_until(lambda: two.run("len(box.peers)") == 1, "it is there")
+    one.run("box.ask_partial('later', 200, 's2')")
+    assert one.run("box.completed") == []
+    two.run("m.mp_reply(dpdkmem.MpMessage('later'), box.peers[0])")
+    wait_until(lambda: one.run("box.completed") == [[1, 0, "NoneType"]], "it is answered")
 
 
 # ---- slow receivers --------------------------------------------------------------------------------------------
@@ -498,6 +535,26 @@ def test_a_program_that_closes_all_its_descriptors_is_told_and_can_go_on(crew: C
     )
 
 
+def test_a_program_that_only_serves_opens_its_channel_again(crew: Crew) -> None:
+    one, two = members(crew, 2)
+    two.run("before = in_ipc.sockets()")
+    for i in range(300):
+        two.run(f"m.mp_action_register('a{i}', box.echo)")
+    time.sleep(1.2)  # a channel that ends at once is left to the next call
+    two.run(
+        "(channel,) = in_ipc.sockets() - before; os.close(channel); spare = [os.dup(0) for _ in range(3)]"
+    )
+
+    def answers(name: str) -> bool:
+        try:
+            return one.run(f"box.ask({name!r}, 'there', to='s2')") == ["there"]
+        except RemoteFailure:
+            return False
+
+    wait_until(lambda: answers("a0"), "its first action is known again")
+    wait_until(lambda: answers("a299"), "and the last one")
+
+
 # ---- deaths ----------------------------------------------------------------------------------------------------
 
 
@@ -625,6 +682,19 @@ def test_a_detach_ends_what_waits_and_leaves_nothing_behind(crew: Crew, primary:
     wait_until(lambda: primary.counters()["ipc.channels"] == 2, "its channel is gone")
     threads = [path.read_text() for path in Path(f"/proc/{two.pid}/task").glob("*/comm")]
     assert not [name for name in threads if name.startswith("dm-")]
+
+
+def test_a_detach_does_not_wait_for_a_primary_that_does_not_read(crew: Crew, primary: Primary) -> None:
+    one, two = members(crew, 2)
+    register(two, silent="never")
+    os.kill(primary.pid, signal.SIGSTOP)
+    assert one.run("box.request_async_many('silent', 's2', 200)") != 0
+    one.run("box.ask_in_background('silent', 's2')")
+    one.detach()
+    answer, seconds = cast("tuple[str, float]", one.run("box.outcome()"))
+    os.kill(primary.pid, signal.SIGCONT)
+    assert "closed" in answer.lower()
+    assert seconds < 15, "the request itself would wait for 20 s"
 
 
 def test_a_process_can_attach_send_and_detach_many_times_without_a_trace(crew: Crew) -> None:
