@@ -64,14 +64,18 @@ class Program:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, compiled as users do, against the library that the package uses."""
+    return compiled("c_program", tmp_path_factory.mktemp("c"))
+
+
+def compiled(name: str, folder: Path) -> Path:
+    """A program, compiled as users do, against the library that the package uses."""
     from dpdkmem import native
 
     library = (Path(native.__file__).parent / "libdpdkmem.so").resolve()
-    path = tmp_path_factory.mktemp("c") / "c_program"
+    path = folder / name
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", f"-I{ROOT / 'native'}"]
     link = [str(library), f"-Wl,-rpath,{library.parent}", "-pthread"]
-    subprocess.run(["gcc", *flags, "-o", path, HERE / "c_program.c", *link], check=True)
+    subprocess.run(["gcc", *flags, "-o", path, HERE / f"{name}.c", *link], check=True)
     return path
 
 
@@ -97,6 +101,12 @@ def test_bytes_are_exchanged_with_a_python_secondary(program: Path, m: dpdkmem.A
         m.free(vaddr)
         assert c.ask("free", vaddr).startswith("error -22 ")
         mine.free()
+
+
+def test_dpdks_cases_of_external_memory_hold_in_c(tmp_path: Path, m: dpdkmem.Attachment) -> None:
+    path = compiled("c_external", tmp_path)
+    done = subprocess.run([path, str(m.socket_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_errors_are_numbers_and_words(program: Path, m: dpdkmem.Attachment) -> None:

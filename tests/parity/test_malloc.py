@@ -1,7 +1,7 @@
 """The cases of DPDK's test_malloc.c, for this project: one rule a test, each with the name of DPDK's case.
 
 DPDK makes a small external heap where it needs a known layout; here that is a primary of the test's own. Where DPDK has lcores
-there are processes, or threads (tests/c/test_malloc_autotest.c, which has the same cases through dpdkmem.h).
+there are processes, or threads (tests/c/test_heap.c has the laws of the heap in C).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The cases of DPDK's test_memzone.c, for this project: one rule a test, each with the name of DPDK's case.
 
-`on_nodes` has two NUMA nodes with 2 MiB memsegs, one of them also with 1 GiB (conftest.py). The same cases through dpdkmem.h:
-tests/c/test_memzone_autotest.c.
+`on_nodes` has two NUMA nodes with 2 MiB memsegs, one of them also with 1 GiB (conftest.py). The laws of zones in C:
+tests/c/test_zone.c.
 """
 
 from __future__ import annotations
