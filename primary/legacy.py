@@ -173,10 +173,14 @@ class LegacyMemory:
         if self._pagemap is None:
             return portion.n
         wanted = max(portion.n, available_pages(portion.memseg_list.info))
-        try:
-            self._guard.check_descriptors(wanted)
-        except LimitExceeded:
-            return portion.n
+        while wanted > portion.n:
+            try:
+                self._guard.check_descriptors(wanted)
+            except LimitExceeded as error:
+                _LOG.info("the runs are chosen from fewer pages than are free: %s", error)
+                wanted = portion.n + (wanted - portion.n) // 2
+            else:
+                break
         return wanted
 
     def _fill(self, loose: LoosePages, portion: _Portion, wanted: int) -> None:

@@ -51,8 +51,12 @@ class Unsupported(DpdkmemError):  # noqa: N818
     Args:
         feature: what was asked for.
         needs: what would have to be there.
+
+    Attributes:
+        errno: ENOTSUP, which DPDK has for it.
     """
 
+    errno: ClassVar[int] = errno_numbers.ENOTSUP
     code = "unsupported"
     exit_status = 3
 
