@@ -5,7 +5,7 @@
 Each side holds the same memory and is asked by a C program that has it mapped: in DPDK the primary itself, in dpdkmem an attached
 secondary. Pages of 2 MB are real huge pages with physical IOVAs (`--iova-mode=pa`), pages of 4 KB ordinary ones (`--no-huge`),
 whose IOVAs are virtual. A figure of a walk is one walk over everything; of a conversion 1000 calls on addresses spread over the
-memory. DPDK looks through all memsegs to find an IOVA, so that figure is left to the time that it takes.
+longest run of IOVAs. DPDK looks through all memsegs to find an IOVA, so that figure is left to the time that it takes.
 """
 
 from __future__ import annotations
