@@ -126,11 +126,11 @@ class FloorKeeper:
         self._busy = True
         try:
             missing = self._mark(job, lists, missing)
-        except DpdkmemError:
+            job.to_make = split_lists(lists, missing) if missing > 0 else []
+        except (DpdkmemError, OSError):
             self._undo(job)
             self._busy = False
             raise
-        job.to_make = split_lists(lists, missing) if missing > 0 else []
         self._make_next(job)
 
     def _mark(self, job: _Raise, lists: Sequence[MemsegList], missing: int) -> int:

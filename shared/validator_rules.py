@@ -44,8 +44,9 @@ def refusal(verdict: object) -> str | None:
         case None:
             return None
         case _:
-            return (
-                f"it returned {verdict!r}, which is no verdict: None or 0 to go ahead, a text or -1 to refuse"
+            return clean(
+                f"it returned a {type(verdict).__name__}, which is no verdict: None or 0 to go ahead, a text or -1 to refuse: "
+                f"{verdict!r}"
             )
 
 
