@@ -27,6 +27,7 @@ from dpdkmem.shared.messages import (
     WIRE_MAGIC,
     EndCode,
 )
+from dpdkmem.shared.text import is_text, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -391,13 +392,7 @@ def decode_mp(data: bytes, n_fds: int, *, fds_lost: bool = False) -> MpMessage:
 
 def cut_text(text: str) -> bytes:
     """Return a text as it fits into an MP_RESULT, or into the param of a failure."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return printable.encode(errors="replace")[: MP_TEXT_BYTES - 1].decode(errors="ignore").encode()
-
-
-def name_fault(name: str, size: int) -> str | None:
-    """Say why a text cannot be a name of fewer than `size` bytes, or None."""
-    return _name_fault("the name", name, size)
+    return printable(text, MP_TEXT_BYTES - 1)
 
 
 class _MalformedError(Exception):
@@ -592,7 +587,4 @@ def _name_fault(what: str, name: str, size: int, *, may_be_empty: bool = False) 
         return f"{what} {name!r} is no UTF-8"
     if n_bytes >= size:
         return f"{what} {name!r} is longer than {size - 1} bytes"
-    # As native/ipc_request.c judges it: C0, DEL and C1 do something to a terminal, all else is the program's taste.
-    if any(character < " " or "\x7f" <= character <= "\x9f" for character in name):
-        return f"{what} {name!r} has control characters"
-    return None
+    return None if is_text(name) else f"{what} {name!r} has control characters"

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 from dpdkmem.shared.errors import LocalProtocolError, PeerProtocolError
+from dpdkmem.shared.text import is_text, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1226,14 +1227,9 @@ def _string(what: str, field: int | bytes) -> str:
         string = text.decode()
     except UnicodeDecodeError:
         raise _MalformedError(f"{what} is not UTF-8") from None
-    if not _is_text(string):
+    if not is_text(string):
         raise _MalformedError(f"{what} has control characters")
     return string
-
-
-def _is_text(text: str) -> bool:
-    """Tell whether a text may reach a terminal: no C0, DEL or C1; the rule of native/text.c."""
-    return not any(character < " " or "\x7f" <= character <= "\x9f" for character in text)
 
 
 def _validator_fault(request_id: int, numa_node: int, name: str) -> str | None:
@@ -1247,10 +1243,9 @@ def _validator_fault(request_id: int, numa_node: int, name: str) -> str | None:
 def _text_fault(what: str, text: str, size: int) -> str | None:
     if len(text.encode(errors="replace")) >= size:
         return f"{what} {text!r} is longer than {size - 1} bytes"
-    return None if _is_text(text) else f"{what} {text!r} has control characters"
+    return None if is_text(text) else f"{what} {text!r} has control characters"
 
 
 def _cut(text: str) -> bytes:
     """Return a text as its field holds it: an error is reported even if its words do not fit."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return printable.encode()[: TEXT_BYTES - 1].decode(errors="ignore").encode()
+    return printable(text, TEXT_BYTES - 1)

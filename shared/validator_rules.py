@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from dpdkmem.shared.errors import ResourceError
+from dpdkmem.shared.text import printable
 
 MAX_NAME_BYTES: Final = 63  # DPDK: RTE_MEM_ALLOC_VALIDATOR_NAME_LEN is 64 with NUL
 MAX_REASON_BYTES: Final = 255  # native/wire.h DM_WIRE_REASON_BYTES with NUL
@@ -60,8 +61,7 @@ def ask(callback: Callback, question: Question) -> str | None:
 
 def clean(reason: str) -> str:
     """Return a reason as logs, terminals and the wire can have it: one line, printable, at most MAX_REASON_BYTES."""
-    text = "".join(character if character.isprintable() else " " for character in " ".join(reason.split()))
-    return text.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
+    return printable(" ".join(reason.split()), MAX_REASON_BYTES).decode()
 
 
 def check_name(name: str, numa_node: int) -> None:
