@@ -23,9 +23,10 @@ import logging
 import os
 import select
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+from dpdkmem.primary.channel_watch import ChannelWatch
 from dpdkmem.primary.loop import READABLE, WRITABLE
 from dpdkmem.shared import admin_wire
 from dpdkmem.shared.channel import SeqpacketListener
@@ -55,7 +56,6 @@ _LOG: Final = logging.getLogger(__name__)
 MAX_CLIENTS: Final = 32
 MAX_OPEN: Final = 8  # verbs of one client that wait for their end
 _PACKETS_PER_TURN: Final = 8
-_RETRY_S: Final = 0.005  # until a send that the system had no room for is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class _Client:
     actor: Actor
     active_at: float
     n_open: int = 0
-    watched: int = READABLE
+    watch: ChannelWatch = field(init=False)
     over: bool = False
 
 
@@ -106,11 +106,6 @@ class AdminServer:
         )
         self._listener = SeqpacketListener(path, mode=0o600, refusal=words)
         loop.add(self._listener.fileno(), READABLE, lambda _: self._accept())
-
-    @property
-    def n_clients(self) -> int:
-        """How many are connected."""
-        return len(self._clients)
 
     def close(self) -> None:
         """Close the connections, the socket and its file; again does nothing."""
@@ -148,14 +143,14 @@ class AdminServer:
             self._drop(min(idle, key=lambda client: client.active_at))
         client = _Client(channel, Actor(peer.uid, peer.pid), time.monotonic())
         self._clients.append(client)
-        self._loop.add(channel.fileno(), READABLE, lambda events: self._on_socket(client, events))
+        client.watch = ChannelWatch(self._loop, channel, lambda events: self._on_socket(client, events))
 
     def _drop(self, client: _Client, words: bytes | None = None) -> None:
         if client.over:
             return
         client.over = True
         self._clients.remove(client)
-        self._loop.remove(client.channel.fileno())
+        client.watch.end()
         client.channel.close(words)
 
     def _on_socket(self, client: _Client, events: int) -> None:
@@ -192,17 +187,8 @@ class AdminServer:
         return True
 
     def _watch(self, client: _Client) -> None:
-        if client.over:
-            return
-        if client.channel.needs_retry:
-            self._loop.call_later(
-                _RETRY_S, lambda: None if client.over else self._on_socket(client, WRITABLE)
-            )
-        wanted = READABLE if self._may_read(client) else 0
-        wanted |= WRITABLE if client.channel.wants_write else 0
-        if wanted != client.watched:
-            client.watched = wanted
-            self._loop.modify(client.channel.fileno(), wanted)
+        if not client.over:
+            client.watch.update(reads=self._may_read(client))
 
     # ---- verbs ----
 

@@ -28,8 +28,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from dpdkmem.primary.channel_watch import ChannelWatch
 from dpdkmem.primary.ipc_directory import RefusedError, find
-from dpdkmem.primary.loop import READABLE, WRITABLE
+from dpdkmem.primary.loop import WRITABLE
 from dpdkmem.shared.channel import SeqpacketChannel
 from dpdkmem.shared.errors import DpdkmemError, LimitExceeded, PeerGone, PeerProtocolError
 from dpdkmem.shared.ipc_messages import (
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _PACKETS_PER_TURN: Final = 16  # of one channel: 1 to 2 ms of the loop's time
-_RETRY_S: Final = 0.005  # as sessions.py
 _QUEUE_FDS: Final = 2 * WINDOW_FDS  # deliveries, and as many with replies
 
 
@@ -102,7 +102,7 @@ class _Endpoint:
     """Its own that are open, by its id."""
     serves: set[int] = field(default_factory=set)
     """Tokens of others' requests that it has not answered."""
-    wants_write: bool = False
+    watch: ChannelWatch = field(init=False)
     over: bool = False
 
 
@@ -168,7 +168,7 @@ class MpRouter:
                 return
         endpoint = _Endpoint(who, channel)
         self._endpoints[who.owner_id] = endpoint
-        self._loop.add(channel.fileno(), READABLE, lambda events: self._on_socket(endpoint, events))
+        endpoint.watch = ChannelWatch(self._loop, channel, lambda events: self._on_socket(endpoint, events))
 
     def forget(self, owner_id: int) -> None:
         """End the channel of a process, which died or detached; of one that has none nothing happens."""
@@ -193,7 +193,7 @@ class MpRouter:
                     break
                 with packet.fds:
                     self._receive(endpoint, packet)
-            self._watch_writable(endpoint)
+            endpoint.watch.update()
         except PeerProtocolError as error:
             self.stats.n_breaches += 1
             _LOG.warning("the channel of %s is closed: %s", endpoint.who.describe(), error)
@@ -229,30 +229,18 @@ class MpRouter:
             return
         try:
             endpoint.channel.send(message.encode(), fds)
-            self._watch_writable(endpoint)
+            endpoint.watch.update()
         except LimitExceeded:
             raise
         except DpdkmemError as error:
             _LOG.debug("the channel of %s is closed: %s", endpoint.who.describe(), error)
             self._loop.call_later(0.0, lambda: self._end(endpoint))  # not in the middle of somebody's request
 
-    def _watch_writable(self, endpoint: _Endpoint) -> None:
-        if endpoint.over:
-            return
-        if endpoint.channel.needs_retry:
-            self._loop.call_later(
-                _RETRY_S, lambda: None if endpoint.over else self._on_socket(endpoint, WRITABLE)
-            )
-        wants = endpoint.channel.wants_write
-        if wants != endpoint.wants_write:
-            endpoint.wants_write = wants
-            self._loop.modify(endpoint.channel.fileno(), READABLE | (WRITABLE if wants else 0))
-
     def _end(self, endpoint: _Endpoint) -> None:
         if endpoint.over:
             return
         endpoint.over = True
-        self._loop.remove(endpoint.channel.fileno())
+        endpoint.watch.end()
         endpoint.channel.close()
         if self._endpoints.get(endpoint.who.owner_id) is endpoint:
             del self._endpoints[endpoint.who.owner_id]

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from dpdkmem import native
 from dpdkmem.native import ops
+from dpdkmem.primary.channel_watch import ChannelWatch
 from dpdkmem.primary.loop import READABLE, WRITABLE
 from dpdkmem.shared.errors import (
     DpdkmemError,
@@ -82,7 +83,6 @@ if TYPE_CHECKING:
     from dpdkmem.shared.model import ReapReport
 
 _LOG = logging.getLogger(__name__)
-_RETRY_S: Final = 0.005  # until a send that the system, not the peer, had no room for is tried again
 _ORPHANS_TURN_S: Final = 0.002  # of the loop's time, each second; a look at one costs a walk over all blocks
 _REAP_RETRY_S: Final = 1.0  # each try may hold the loop for heap.h's DM_PRIMARY_WAIT_NS
 _CATCH_UPS_OF_A_CROWD: Final = 2  # once is normal
@@ -167,7 +167,8 @@ class Session:
     said_goodbye: bool = False
     over: bool = False
     timer: Timer | None = None
-    wants_write: bool = False
+    watch: ChannelWatch = field(init=False)
+    """From its arrival on."""
 
     def announced(self) -> set[tuple[int, int]]:
         """Return the (list, segment) that were sent before it became a member; costs time for each."""
@@ -327,7 +328,7 @@ class SessionTable:
         if session.timer is not None:
             session.timer.cancel()
         fd = session.channel.fileno()
-        self._loop.remove(fd)
+        session.watch.end()
         if (
             session.owner_id
         ):  # first: where the last words do not fit any more, this is how the peer tells them from our death
@@ -361,7 +362,7 @@ class SessionTable:
             channel.close(_refusal(error).encode())
             return
         self._sessions[channel.fileno()] = session
-        self._loop.add(channel.fileno(), READABLE, lambda events: self._on_socket(session, events))
+        session.watch = ChannelWatch(self._loop, channel, lambda events: self._on_socket(session, events))
         self._loop.add(session.pidfd.fileno(), READABLE, lambda _: self._on_death(session))
         self._set_timer(session)
         self._on_socket(session, READABLE)  # HELLO follows connect(2) at once: it is mostly there
@@ -424,7 +425,7 @@ class SessionTable:
             for _ in range(_PACKETS_PER_TURN):
                 if session.over or not self._receive(session):
                     break
-            self._watch_writable(session)
+            session.watch.update()
         except PeerProtocolError as error:
             self._refuse(session, error)
         except PeerGone as error:
@@ -450,14 +451,16 @@ class SessionTable:
         if packet is None:
             return False
         with packet.fds as fds:
-            kind, n_fds = message_head(packet.data) if packet.fds_lost else (0, len(fds))
-            if kind == MessageType.MP_OPEN:
-                _LOG.warning(
-                    "no descriptor is left for the messages of %s: raise `ulimit -n`", session.describe()
-                )
-                return True  # it sees the end of its channel
-            if kind != MessageType.EXTERNAL:
-                n_fds = len(fds)
+            n_fds = len(fds)
+            if packet.fds_lost:
+                kind, said_fds = message_head(packet.data)
+                if kind == MessageType.MP_OPEN:
+                    _LOG.warning(
+                        "no descriptor is left for the messages of %s: raise `ulimit -n`", session.describe()
+                    )
+                    return True  # it sees the end of its channel
+                if kind == MessageType.EXTERNAL:  # answered below; all else is a breach
+                    n_fds = said_fds
             for message in session.protocol.receive_packet(packet.data, n_fds, time.monotonic()):
                 if isinstance(message, External) and packet.fds_lost:
                     text = "the primary has no room for its descriptors: raise the primary's `ulimit -n`"
@@ -601,12 +604,12 @@ class SessionTable:
     def _send(self, session: Session, message: Message, fds: Sequence[int]) -> None:
         data = session.protocol.send(message, time.monotonic())
         session.channel.send(data, fds)
-        self._watch_writable(session)
+        session.watch.update()
 
     def _enqueue(self, session: Session, data: bytes, fds: Sequence[int]) -> None:
         try:
             session.channel.send(data, fds)
-            self._watch_writable(session)
+            session.watch.update()
         except PeerProtocolError as error:
             session.evict(str(error))
         except PeerGone as error:
@@ -629,18 +632,6 @@ class SessionTable:
             self.end(session, None, why)
 
         self._loop.call_later(0.0, end)
-
-    def _watch_writable(self, session: Session) -> None:
-        if session.over:
-            return
-        if session.channel.needs_retry:
-            self._loop.call_later(
-                _RETRY_S, lambda: None if session.over else self._on_socket(session, WRITABLE)
-            )
-        wants = session.channel.wants_write
-        if wants != session.wants_write:
-            session.wants_write = wants
-            self._loop.modify(session.channel.fileno(), READABLE | (WRITABLE if wants else 0))
 
     # ---- death ----
 
