@@ -96,6 +96,7 @@ __all__ = [
     "check",
     "physical_address",
     "pkgconfig_dir",
+    "reap_report",
     "send_to_all",
     "supply_create",
     "supply_fill",
@@ -1177,14 +1178,7 @@ class PrimaryMemory(Memory):
         """
         out = ffi.new("struct dm_reap_report *")
         self._check(lib.dm_reap_owner(self._alive(), owner_id, out), f"clean up after owner {owner_id}")
-        return ReapReport(
-            out.n_reclaimed,
-            out.reclaimed_bytes,
-            out.n_orphaned,
-            out.orphaned_bytes,
-            out.n_zones_orphaned,
-            out.n_locks,
-        )
+        return reap_report(out)
 
     def wants_free_rounds(self, owner_id: int) -> int:
         """Return how many readers of a session must see a FREE before memory goes."""
@@ -1343,6 +1337,18 @@ def _seg_run(row: Any) -> SegRun:
 
 def _run(row: Any) -> Run:
     return Run(row.list_idx, row.first_seg, row.n_segs)
+
+
+def reap_report(out: Any) -> ReapReport:
+    """Return what the reaper did, from its struct."""
+    return ReapReport(
+        out.n_reclaimed,
+        out.reclaimed_bytes,
+        out.n_orphaned,
+        out.orphaned_bytes,
+        out.n_zones_orphaned,
+        out.n_locks,
+    )
 
 
 def _block(out: Any) -> BlockInfo:

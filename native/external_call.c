@@ -66,7 +66,7 @@ static struct dm_external_request request_for(uint32_t op, const char *name)
 
 /* ---- heaps ---- */
 
-int dm_malloc_heap_create(struct dm_memory *m, const char *heap_name)
+static int ask_for_heap(struct dm_memory *m, uint32_t op, const char *heap_name)
 {
 	struct dm_external_request r;
 	int err = dm_usable(m);
@@ -75,21 +75,18 @@ int dm_malloc_heap_create(struct dm_memory *m, const char *heap_name)
 		err = judge_name(m, heap_name);
 	if (err != 0)
 		return err;
-	r = request_for(DM_EXTOP_HEAP_CREATE, heap_name);
+	r = request_for(op, heap_name);
 	return ask(m, &r, NULL);
+}
+
+int dm_malloc_heap_create(struct dm_memory *m, const char *heap_name)
+{
+	return ask_for_heap(m, DM_EXTOP_HEAP_CREATE, heap_name);
 }
 
 int dm_malloc_heap_destroy(struct dm_memory *m, const char *heap_name)
 {
-	struct dm_external_request r;
-	int err = dm_usable(m);
-
-	if (err == 0)
-		err = judge_name(m, heap_name);
-	if (err != 0)
-		return err;
-	r = request_for(DM_EXTOP_HEAP_DESTROY, heap_name);
-	return ask(m, &r, NULL);
+	return ask_for_heap(m, DM_EXTOP_HEAP_DESTROY, heap_name);
 }
 
 /* Heap index, or -errno. */

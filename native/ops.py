@@ -5,14 +5,14 @@ Rules: as native/__init__.py, whose door this is a wing of. Threads: the primary
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dpdkmem.native import check
+from dpdkmem.native import check, reap_report
 from dpdkmem.native._dpdkmem import ffi, lib
-from dpdkmem.shared.model import ReapReport
 
 if TYPE_CHECKING:
     from dpdkmem.native import PrimaryMemory
+    from dpdkmem.shared.model import ReapReport
 
 
 def floor_raise(memory: PrimaryMemory, list_idx: int, n_segs: int) -> int:
@@ -21,10 +21,7 @@ def floor_raise(memory: PrimaryMemory, list_idx: int, n_segs: int) -> int:
     Raises:
         ResourceError: ETIMEDOUT, the heap stayed locked.
     """
-    out = ffi.new("uint64_t *")
-    m = memory._alive()  # noqa: SLF001 - the same door
-    check(lib.dm_floor_raise(m, list_idx, n_segs, out), f"raise the floor of list {list_idx}")
-    return int(out[0])
+    return _changed(lib.dm_floor_raise, "raise", memory, list_idx, n_segs)
 
 
 def floor_lower(memory: PrimaryMemory, list_idx: int, n_segs: int) -> int:
@@ -33,9 +30,13 @@ def floor_lower(memory: PrimaryMemory, list_idx: int, n_segs: int) -> int:
     Raises:
         ResourceError: ETIMEDOUT, the heap stayed locked.
     """
+    return _changed(lib.dm_floor_lower, "lower", memory, list_idx, n_segs)
+
+
+def _changed(change: Any, verb: str, memory: PrimaryMemory, list_idx: int, n_segs: int) -> int:
     out = ffi.new("uint64_t *")
     m = memory._alive()  # noqa: SLF001 - the same door
-    check(lib.dm_floor_lower(m, list_idx, n_segs, out), f"lower the floor of list {list_idx}")
+    check(change(m, list_idx, n_segs, out), f"{verb} the floor of list {list_idx}")
     return int(out[0])
 
 
@@ -54,11 +55,4 @@ def owner_free_blocks(memory: PrimaryMemory, owner_id: int) -> ReapReport:
     m = memory._alive()  # noqa: SLF001 - the same door
     rc: int = lib.dm_owner_free_blocks(m, owner_id, out)
     check(rc, f"free what owner {owner_id} left: a lock is held by somebody who does not go on")
-    return ReapReport(
-        out.n_reclaimed,
-        out.reclaimed_bytes,
-        out.n_orphaned,
-        out.orphaned_bytes,
-        out.n_zones_orphaned,
-        out.n_locks,
-    )
+    return reap_report(out)

@@ -243,7 +243,6 @@ struct dm_validator_question {
 	int32_t numa_node;
 };
 int dm_plugin_open(const char *path, const char *symbol, void **handle, uint64_t *address, char *error, size_t error_bytes);
-void dm_plugin_close(void *handle);
 /* Calls the dm_mem_alloc_validator at an address; reason has DM_VALIDATOR_REASON_BYTES. */
 int dm_plugin_validate(uint64_t address, const struct dm_validator_question *question, char *reason, void *arg);
 /* Messages of programs: this end of a channel whose other end the primary's router has; fd is the memory's from here on, also

@@ -306,11 +306,6 @@ int dm_plugin_open(const char *path, const char *symbol, void **handle, uint64_t
 	return 0;
 }
 
-void dm_plugin_close(void *handle)
-{
-	dlclose(handle);
-}
-
 int dm_plugin_validate(uint64_t address, const struct dm_validator_question *question, char *reason, void *arg)
 {
 	dm_mem_alloc_validator function = (dm_mem_alloc_validator)(uintptr_t)address;

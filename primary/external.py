@@ -77,12 +77,11 @@ class _Chunk:
     """Of a shared chunk."""
     read_only: bool = False
     offset: int = 0
-    n_segments: int = 0
     generation: int = 0
     state: ChunkState = ChunkState.MAPPING
     mapped_here: bool = False
     given_up: bool = False
-    """Its adder died before it was finished."""
+    """Its adder died, or gave up, before it was finished."""
     n_late: int = 0
     """Members that joined meanwhile and have not mapped it yet."""
     late_failures: tuple[Failure, ...] = ()
@@ -249,8 +248,7 @@ class ExternalMemory:
         heap_idx = self._heap(request)
         flags = (tables.SHARED if file is not None else 0) | (tables.READ_ONLY if read_only else 0)
         list_idx = self._tables.begin(heap_idx, request, flags, _owner_id(session), iova_fd)
-        n_segments = request.size_bytes // request.page_bytes
-        chunk = _Chunk(list_idx, heap_idx, session, file, read_only, request.fd_offset, n_segments)
+        chunk = _Chunk(list_idx, heap_idx, session, file, read_only, request.fd_offset)
         chunk.generation = self._tables.generation(list_idx)
         if file is not None and session is not None:
             try:
@@ -299,7 +297,8 @@ class ExternalMemory:
             self._take_back(chunk, chunk.late_failures, answer)
             return
         chunk.on_commit = None
-        beyond = iova.find_beyond_dma_mask(self._memory, chunk.list_idx, 0, chunk.n_segments)
+        n_segments = self._memory.list(chunk.list_idx).n_segments
+        beyond = iova.find_beyond_dma_mask(self._memory, chunk.list_idx, 0, n_segments)
         if beyond is not None:
             text = (
                 f"the IOVA of its page {beyond} is beyond the DMA mask of {iova.mem_get_dma_mask(self._memory)} bits, which "
@@ -323,9 +322,8 @@ class ExternalMemory:
 
     def _abort(self, request: External, session: Session | None, answer: Answer) -> None:
         """Take back what the asker has begun to add, however far that came: it may not have heard."""
-        list_idx = self._tables.find(self._heap(request), request.vaddr, request.size_bytes)
-        chunk = None if list_idx is None else self._chunks.get(list_idx)
-        if chunk is None or chunk.adder is not session or chunk.state is ChunkState.LEAVING:
+        chunk = self._find(request)
+        if chunk.adder is not session or chunk.state is ChunkState.LEAVING:
             raise ResourceError(errno.ENOENT, "this process adds no such memory")
         if chunk.state is ChunkState.PRESENT:
             self._remove(chunk, session, answer)
