@@ -339,6 +339,19 @@ def test_a_primary_without_descriptors_refuses_and_nobody_is_ended(
     assert two.malloc(100, numa_node=socket_id(two)) >= VA
 
 
+def test_memory_that_cannot_be_zeroed_is_nobodys_and_can_be_added_later(crew: Crew, tmp_path: Path) -> None:
+    (one,) = members(crew, 1)
+    one.run("m.malloc_heap_create('ext')")
+    one.run(f"fd = x.file({str(tmp_path / 'short')!r}, {KB4})")
+    one.run(f"x.shared({VA}, {AREA}, fd)")
+    add = f"m.malloc_heap_memory_add('ext', {VA}, {AREA}, None, {KB4})"
+    assert errno_of(one, add) == errno.EFAULT
+    assert one.run(f"m.virt2memseg({VA})") is None
+    one.run(f"os.ftruncate(fd, {AREA})")
+    one.run(add)
+    assert one.malloc(64, numa_node=socket_id(one)) >= VA
+
+
 def test_another_descriptor_or_a_private_mapping_is_refused(crew: Crew, tmp_path: Path) -> None:
     (one,) = members(crew, 1)
     one.run("m.malloc_heap_create('ext')")
