@@ -64,18 +64,17 @@ static uint64_t next_present(const struct dm_control *c, const struct dm_list *l
 
 /* ---- one element ---- */
 
-/* Where a free range that begins at `page` ends: at a head, or at a memseg that is not PRESENT. */
+/* Where a free range that begins at `page`, which was found free, ends: at a head, or at a memseg that is not PRESENT. */
 static uint64_t free_end(const struct dm_control *c, const struct dm_list *l, uint64_t page)
 {
-	uint64_t end = dm_list_end_page(l), at, head;
+	uint64_t end = dm_list_end_page(l), next = page + 1, at, head;
 
-	while (page < end) {
-		page = dm_pages_next_used(c, l, page, end);
-		if (page >= end || !dm_seg_is_present(c, l, dm_page_seg(l, page)) || dm_head_cover(c, l, page, &at, &head) == 0)
-			break;
-		page++; /* taken or given back at this moment, or by somebody who died there: no head, so it is free */
+	for (; next < end; next++) { /* taken or given back at this moment, or by somebody who died there: no head, so it is free */
+		next = dm_pages_next_used(c, l, next, end);
+		if (next >= end || !dm_seg_is_present(c, l, dm_page_seg(l, next)) || dm_head_cover(c, l, next, &at, &head) == 0)
+			return next;
 	}
-	return page < end ? page : end;
+	return next; /* page + 1 at least: the list may have become shorter */
 }
 
 static void fill_free_pages(const struct dm_control *c, const struct dm_list *l, uint64_t page, struct dm_malloc_elem *out)
@@ -105,7 +104,7 @@ static void fill_slab(const struct dm_control *c, const struct dm_list *l, uint6
 		      struct dm_malloc_elem *out)
 {
 	uint64_t slab = dm_page_vaddr(l, slab_page), bytes = dm_class_bytes(class_idx);
-	uint32_t n = dm_class_blocks(class_idx), first = (uint32_t)((vaddr - slab + bytes - 1) / bytes), end = first;
+	uint32_t n = dm_class_blocks(class_idx), first = (uint32_t)((vaddr - slab + bytes - 1) / bytes), end = first + 1;
 	uint32_t mark = first < n ? cell_mark(c, l, slab_page, class_idx, first) : 0;
 
 	if (mark != 0) {
