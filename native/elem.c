@@ -116,7 +116,9 @@ static void fill_slab(const struct dm_control *c, const struct dm_list *l, uint6
 	out->state = first < n ? DM_ELEM_FREE : DM_ELEM_PAD;
 	out->block_bytes = first < n ? (uint32_t)bytes : 0;
 	out->vaddr = slab + (first < n ? first : n) * bytes;
-	out->bytes = first < n ? (end - first) * bytes : DM_SLAB_BYTES - n * bytes;
+	if (out->vaddr < vaddr) /* cut anew since the walk came here, for blocks that leave more at the end */
+		out->vaddr = vaddr;
+	out->bytes = first < n ? (end - first) * bytes : slab + DM_SLAB_BYTES - out->vaddr;
 }
 
 /* False: what began before vaddr covers it up to *skip_to: the walk begins inside it, or others change the heap. */
