@@ -99,7 +99,7 @@ static uint32_t cell_mark(const struct dm_control *c, const struct dm_list *l, u
 	return atomic_load_explicit(dm_block_cell(c, l, slab_page, class_idx, block), memory_order_acquire);
 }
 
-/* The element of a slab that starts at or after vaddr. */
+/* The element of a slab that starts at or after vaddr, or the rest that covers it. */
 static void fill_slab(const struct dm_control *c, const struct dm_list *l, uint64_t slab_page, uint32_t class_idx, uint64_t vaddr,
 		      struct dm_malloc_elem *out)
 {
@@ -116,9 +116,7 @@ static void fill_slab(const struct dm_control *c, const struct dm_list *l, uint6
 	out->state = first < n ? DM_ELEM_FREE : DM_ELEM_PAD;
 	out->block_bytes = first < n ? (uint32_t)bytes : 0;
 	out->vaddr = slab + (first < n ? first : n) * bytes;
-	if (out->vaddr < vaddr) /* cut anew since the walk came here, for blocks that leave more at the end */
-		out->vaddr = vaddr;
-	out->bytes = first < n ? (end - first) * bytes : slab + DM_SLAB_BYTES - out->vaddr;
+	out->bytes = first < n ? (end - first) * bytes : DM_SLAB_BYTES - n * bytes;
 }
 
 /* False: what began before vaddr covers it up to *skip_to: the walk begins inside it, or others change the heap. */
@@ -139,7 +137,7 @@ static bool fill_elem(const struct dm_control *c, const struct dm_list *l, uint6
 		if (dm_head_class(head) >= DM_CLASSES_USED)
 			return false; /* broken: heap_law.c says how */
 		fill_slab(c, l, at, dm_head_class(head), vaddr, out);
-		return out->bytes != 0; /* a class that divides its slab has no rest */
+		return out->bytes != 0 && out->vaddr >= vaddr; /* a class that divides its slab has no rest */
 	}
 	if (vaddr > dm_page_vaddr(l, at))
 		return false;

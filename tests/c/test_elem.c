@@ -119,6 +119,21 @@ static void a_walk_meets_each_block_once_and_can_begin_anywhere(void)
 		CHECK(dm_free(&f.m, blocks[i]) == 0);
 }
 
+static void a_walk_that_begins_inside_a_rest_goes_on_behind_it(void)
+{
+	const uint32_t class_idx = dm_class_of(5000);
+	const uint64_t rest_bytes = DM_SLAB_BYTES - (uint64_t)dm_class_blocks(class_idx) * dm_class_bytes(class_idx);
+	void *block = dm_malloc_socket(&f.m, 5000, 0, 0);
+	uint64_t end = ((uintptr_t)block / DM_SLAB_BYTES + 1) * DM_SLAB_BYTES, at = end - rest_bytes;
+	struct dm_malloc_elem e;
+
+	CHECK(rest_bytes > 0);
+	CHECK(dm_malloc_elem_next(&f.m, 0, &at, &e) == 0 && e.state == DM_ELEM_PAD && e.vaddr == end - rest_bytes && at == end);
+	at = end - rest_bytes + 1;
+	CHECK(dm_malloc_elem_next(&f.m, 0, &at, &e) == 0 && e.vaddr == end);
+	CHECK(dm_free(&f.m, block) == 0);
+}
+
 static void a_zone_is_a_busy_element(void)
 {
 	struct dm_memzone z;
@@ -366,6 +381,7 @@ int main(void)
 	fixture_open(&f);
 	an_unknown_node_is_an_error();
 	a_walk_meets_each_block_once_and_can_begin_anywhere();
+	a_walk_that_begins_inside_a_rest_goes_on_behind_it();
 	a_zone_is_a_busy_element();
 	elements_tile_the_heap_at_every_moment();
 	walks_go_on_while_others_allocate();
