@@ -1,8 +1,11 @@
 # Commands for people. Everything is made under .venv/ and build/; stamp files tell what is up to date.
 #   make venv        the development environment: an editable install that rebuilds the C code at import
 #   make demo        a primary and its secondaries on this machine, with checks
-#   make test        lint, types and all tests (native-test, unit, fuzz, multiprocess, fault); what this machine lacks is skipped by name (DPDKMEM_REQUIRE=… forbids)
+#   make test        lint, types and all tests (native-test, unit, fuzz, multiprocess, fault, interop); what this machine lacks is skipped by name (DPDKMEM_REQUIRE=… forbids)
 #   make asan tsan   the tests of tests/c under the sanitizers
+#   make model       the protocol of caches under the model checker spin(1)
+#   make storm       10,000 kills at random moments (minutes)
+#   make fuzz-heap fuzz-vhost   libFuzzer on the heap, and on virtqueues of hostile drivers, with clang
 #   make dist-check  sdist -> wheel -> import from a clean environment, of the last commit
 #   make soak bench  minutes of random operations; figures as JSON
 # PYTHON=… chooses the interpreter, PYTEST_ARGS=… narrows the tests.
@@ -19,8 +22,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # How programs are run here: on the farm, see .ci/farm; the first variable turns the hook of the editable install off.
 RUN := MESONPY_EDITABLE_SKIP=$(CURDIR)/build/editable PYTHONPATH=$(CURDIR)/build/farm
 
-.PHONY: venv tools build demo test lint format typecheck native-test unit fuzz multiprocess fault asan tsan dist-check \
-  soak bench clean
+.PHONY: venv tools build demo test lint format typecheck native-test unit fuzz multiprocess fault interop asan tsan model dist-check \
+  fuzz-heap fuzz-vhost storm soak bench clean
 
 venv: .venv/.installed
 
@@ -52,7 +55,7 @@ demo: build
 test: lint typecheck native-test
 	$(RUN) $(BIN)/pytest tests $(PYTEST_ARGS)
 
-unit multiprocess fault fuzz: build
+unit multiprocess fault fuzz interop: build
 	$(RUN) $(BIN)/pytest tests/$@ $(PYTEST_ARGS)
 
 lint: venv
@@ -65,7 +68,7 @@ format: venv
 
 typecheck: build
 	MYPYPATH=build/farm $(BIN)/mypy -p dpdkmem
-	MYPYPATH=build/farm:tests/multiprocess $(BIN)/mypy --explicit-package-bases tests
+	MYPYPATH=build/farm:tests/multiprocess:tests/interop $(BIN)/mypy --explicit-package-bases tests
 	MYPYPATH=build/farm $(BIN)/mypy .ci/*.py
 	MYPYPATH=build/farm:benchmarks $(BIN)/mypy --explicit-package-bases benchmarks
 
@@ -74,6 +77,8 @@ typecheck: build
 native = $(BIN)/meson setup $(if $(wildcard build/$(1)/build.ninja),--reconfigure) build/$(1) --buildtype=debugoptimized \
   -Dpython=false -Dnative_tests=true -Db_lundef=false $(2) >build/$(1).log || { cat build/$(1).log; exit 1; }
 comma := ,
+STORM_KILLS := 10000
+FUZZ_SECONDS := 300
 
 native-test: venv
 	$(call native,plain,-Ddm_check=2)
@@ -89,8 +94,25 @@ tsan: venv
 	$(call native,tsan,-Db_sanitize=thread)
 	TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 $(BIN)/meson test -C build/tsan --print-errorlogs
 
+# Every interleaving of the protocol of caches; what is broken on purpose must be found.
+model:
+	tests/model/check
+
 dist-check: venv
 	$(BIN)/python .ci/dist_check.py
+
+# Needs clang. FUZZ_SECONDS=… says for how long; what it finds is left in build/fuzz.
+fuzz-heap fuzz-vhost: fuzz-%:
+	mkdir -p build/fuzz/corpus-$*
+	clang -g -O1 -D_GNU_SOURCE -DFUZZER -DDM_CHECK=1 '-DDM_VERSION="fuzz"' -fsanitize=fuzzer,address,undefined \
+	  -Inative -Itests/c tests/c/fuzz_$*.c native/*.c -lpthread -ldl -o build/fuzz/fuzz_$*
+	cd build/fuzz && ./fuzz_$* -max_len=4096 -max_total_time=$(FUZZ_SECONDS) corpus-$*
+
+# The long form of the storm that `make native-test` runs with some hundred kills.
+storm: venv
+	$(call native,storm,-Ddm_check=1)
+	DM_STORM_KILLS=$(STORM_KILLS) build/storm/tests/c/test_storm
+	DM_STORM_KILLS=$(STORM_KILLS) build/storm/tests/c/test_storm caches
 
 soak: build
 	$(RUN) $(BIN)/pytest tests -m soak --timeout=1800 $(PYTEST_ARGS)

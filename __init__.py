@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dpdkmem.native import ZoneFlag
     from dpdkmem.secondary.attach import Attachment, AttachmentState, attach
+    from dpdkmem.shared.burst import Burst
     from dpdkmem.shared.config import Config
     from dpdkmem.shared.errors import (
         AddressConflict,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
         PeerProtocolError,
         ProtocolError,
         ResourceError,
+        RingEmpty,
+        RingFull,
         SegmentBusy,
         StaleVersion,
         Unsupported,
@@ -41,13 +44,19 @@ if TYPE_CHECKING:
     from dpdkmem.shared.fbarray import FbArray
     from dpdkmem.shared.ipc_model import MpFailure, MpMessage, MpPeer, MpReceived, MpReplies, MpTarget
     from dpdkmem.shared.memory import Allocation, Memzone, UserMemory
+    from dpdkmem.shared.mempool import Mempool, MempoolFlag
     from dpdkmem.shared.model import EventType, LaneInfo, MemEvent, NamedInfo
+    from dpdkmem.shared.port_model import LoopSpec, LoopStats, PortInfo, QueueInfo, QueueState, QueueStats
+    from dpdkmem.shared.ports import Loop, PktmbufPool, Port, Queue
+    from dpdkmem.shared.ring import Ring
+    from dpdkmem.shared.ring_model import RingFlag, RingInfo, RingSync
 
 __all__ = [
     "AddressConflict",
     "Allocation",
     "Attachment",
     "AttachmentState",
+    "Burst",
     "Closed",
     "ConfigError",
     "DeviceBusy",
@@ -60,7 +69,12 @@ __all__ = [
     "LifetimeError",
     "LimitExceeded",
     "LocalProtocolError",
+    "Loop",
+    "LoopSpec",
+    "LoopStats",
     "MemEvent",
+    "Mempool",
+    "MempoolFlag",
     "Memzone",
     "MpFailure",
     "MpMessage",
@@ -72,8 +86,21 @@ __all__ = [
     "NotPermitted",
     "PeerGone",
     "PeerProtocolError",
+    "PktmbufPool",
+    "Port",
+    "PortInfo",
     "ProtocolError",
+    "Queue",
+    "QueueInfo",
+    "QueueState",
+    "QueueStats",
     "ResourceError",
+    "Ring",
+    "RingEmpty",
+    "RingFlag",
+    "RingFull",
+    "RingInfo",
+    "RingSync",
     "SegmentBusy",
     "StaleVersion",
     "Unsupported",
@@ -95,12 +122,22 @@ _HOME: dict[str, str] = {
     "FbArray": "dpdkmem.shared.fbarray",
     "LaneInfo": "dpdkmem.shared.model",
     "MemEvent": "dpdkmem.shared.model",
+    "Mempool": "dpdkmem.shared.mempool",
+    "MempoolFlag": "dpdkmem.shared.mempool",
     "Memzone": "dpdkmem.shared.memory",
     **dict.fromkeys(
         ("MpFailure", "MpMessage", "MpPeer", "MpReceived", "MpReplies", "MpTarget"),
         "dpdkmem.shared.ipc_model",
     ),
     "NamedInfo": "dpdkmem.shared.model",
+    "Burst": "dpdkmem.shared.burst",
+    **dict.fromkeys(
+        ("LoopSpec", "LoopStats", "PortInfo", "QueueInfo", "QueueState", "QueueStats"),
+        "dpdkmem.shared.port_model",
+    ),
+    **dict.fromkeys(("Loop", "PktmbufPool", "Port", "Queue"), "dpdkmem.shared.ports"),
+    "Ring": "dpdkmem.shared.ring",
+    **dict.fromkeys(("RingFlag", "RingInfo", "RingSync"), "dpdkmem.shared.ring_model"),
     "UserMemory": "dpdkmem.shared.memory",
     "ZoneFlag": "dpdkmem.native",
     "attach": "dpdkmem.secondary.attach",
@@ -121,6 +158,8 @@ _HOME: dict[str, str] = {
             "PeerProtocolError",
             "ProtocolError",
             "ResourceError",
+            "RingEmpty",
+            "RingFull",
             "SegmentBusy",
             "StaleVersion",
             "Unsupported",

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Final, cast
 import click
 
 from dpdkmem import __version__
+from dpdkmem.secondary.worker_cli import worker as _worker_command
 from dpdkmem.shared.admin_cli import COMMANDS as ADMIN_COMMANDS
 from dpdkmem.shared.errors import DpdkmemError, PeerProtocolError, ProtocolError
-from dpdkmem.shared.render import Style
+from dpdkmem.shared.render import Style, cut_line
 from dpdkmem.shared.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dpdkmem.shared.explain import ExplainReport, ExplainSource
     from dpdkmem.shared.model import UsageBy
     from dpdkmem.shared.offline import OfflineSource
+    from dpdkmem.shared.port_report import PortSource, PortsReport
     from dpdkmem.shared.runtime import RuntimePaths
     from dpdkmem.shared.snapshot import (
         EventsReport,
@@ -56,6 +58,7 @@ _DEFAULT_TIMEOUT_S: Final = 2.0
 _ENTER_SCREEN: Final = (
     "\x1b[?1049h\x1b[?25l"  # xterm: alternate screen, no cursor; tmux and the Linux console know both
 )
+_RATE_S: Final = 0.5  # between the two looks that a rate wants
 _LEAVE_SCREEN: Final = "\x1b[?25h\x1b[?1049l"
 
 
@@ -199,6 +202,82 @@ def heaps(context: _Context, by: str, *, offline: bool, as_json: bool) -> None:
 
 
 @main.command
+@click.option(
+    "--older",
+    "older_s",
+    type=click.IntRange(0),
+    default=0,
+    metavar="SECONDS",
+    help="Only where the oldest block is that old.",
+)
+@_offline
+@_json
+@click.pass_obj
+def leaks(context: _Context, older_s: int, *, offline: bool, as_json: bool) -> None:
+    """Show suspects: blocks by owner and tag with the age of the oldest; what the dead left comes first."""
+    shown = _ask(context, "heaps", {"by": "owner_tag", "older_s": older_s}, offline=offline)
+    _show(shown, _leaks_lines, as_json=as_json)
+
+
+@main.command
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two views.",
+)
+@click.option("-n", "n_views", type=click.IntRange(1), help="End after so many views; else Ctrl-C.")
+@_json
+@click.pass_obj
+def top(context: _Context, interval: float, n_views: int | None, *, as_json: bool) -> None:
+    """Show the heaps live: mallocs and frees a second, and who uses most and grows. With --json: a report a line."""
+    in_place = sys.stdout.isatty() and not as_json
+    before: Report | None = None
+    with _screen(in_place=in_place), contextlib.suppress(KeyboardInterrupt):
+        for i in itertools.count(1):
+            report = _ask(context, "heaps", {"by": "owner"}).report
+            if as_json:
+                _print_json(report, indent=None)
+            else:
+                _draw(_top_lines(report, before, _style()), in_place=in_place)
+            before = report
+            if i == n_views:
+                break
+            time.sleep(interval)
+
+
+@main.command
+@click.option(
+    "--watch",
+    "watch_s",
+    type=click.FloatRange(min=0.05),
+    is_flag=False,
+    flag_value=1.0,
+    metavar="[SECONDS]",
+    help="Show it again and again, every second or as given, until Ctrl-C. With --json: a report a line.",
+)
+@_offline
+@_json
+@click.pass_obj
+def ports(context: _Context, watch_s: float | None, *, offline: bool, as_json: bool) -> None:
+    """Show every queue of every port: who runs it, its state, and how fast it is."""
+    if watch_s is not None:
+        _watch_ports(context, watch_s, offline=offline, as_json=as_json)
+        return
+    before = _ask(context, "ports", offline=offline)
+    if as_json or offline or not _has_rates(before.report):
+        _show(before, lambda report, style: _ports_lines(report, None, style), as_json=as_json)
+        return
+    time.sleep(_RATE_S)
+    _show(
+        _ask(context, "ports"),
+        lambda report, style: _ports_lines(report, before.report, style),
+        as_json=False,
+    )
+
+
+@main.command
 @_offline
 @_json
 @click.pass_obj
@@ -320,6 +399,7 @@ def demo(seconds: float, workers: int, *, no_huge: bool) -> None:
 
 for _command in ADMIN_COMMANDS:
     main.add_command(_command)
+main.add_command(_worker_command)
 
 
 # ---- asking ----
@@ -350,17 +430,20 @@ def _ask_offline(context: _Context, verb: str, args: Mapping[str, object]) -> _S
 
 
 def _offline_report(memory: ExplainSource, verb: Verb, args: Mapping[str, object]) -> Report:
-    from dpdkmem.shared import explain, snapshot
+    from dpdkmem.shared import explain, port_report, snapshot
     from dpdkmem.shared.control_wire import Verb
 
     makers: dict[Verb, Callable[[], Report]] = {
         Verb.MAP: lambda: snapshot.map_report(memory),
         Verb.SEGMENTS: lambda: snapshot.segments_report(memory),
-        Verb.HEAPS: lambda: snapshot.heaps_report(memory, _usage_by(str(args["by"]))),
+        Verb.HEAPS: lambda: snapshot.heaps_report(
+            memory, _usage_by(str(args["by"])), int(str(args.get("older_s", 0)))
+        ),
         Verb.ZONES: lambda: snapshot.zones_report(memory),
         Verb.SESSIONS: lambda: snapshot.sessions_report(memory),
         Verb.EVENTS: lambda: snapshot.events_report(memory, int(str(args["n_last"]))),
         Verb.EXPLAIN: lambda: explain.explain_report(memory, int(str(args["address"]))),
+        Verb.PORTS: lambda: port_report.ports_report(cast("PortSource", memory)),
     }
     return makers[verb]()
 
@@ -410,6 +493,31 @@ def _watch(context: _Context, interval_s: float, *, offline: bool, as_json: bool
             time.sleep(interval_s)
 
 
+def _watch_ports(context: _Context, interval_s: float, *, offline: bool, as_json: bool) -> None:
+    """Draw the queues until Ctrl-C, with their rates since the last look. A silent primary is waited for."""
+    in_place = sys.stdout.isatty() and not as_json
+    before: Report | None = None
+    with _screen(in_place=in_place), contextlib.suppress(KeyboardInterrupt):
+        while True:
+            try:
+                report = _ask(context, "ports", offline=offline).report
+            except ProtocolError as error:
+                if as_json or not getattr(error, "retryable", False):
+                    raise
+                _draw([_silent_line(error)], in_place=in_place)
+            else:
+                if as_json:
+                    _print_json(report, indent=None)
+                else:
+                    _draw(_ports_lines(report, before, _style()), in_place=in_place)
+                before = report
+            time.sleep(interval_s)
+
+
+def _silent_line(error: ProtocolError) -> str:
+    return _style().paint(f"{time.strftime('%H:%M:%S')}  {error}", "red")
+
+
 def _watch_lines(context: _Context, *, offline: bool) -> list[str]:
     from dpdkmem.shared.render import offline_lines
 
@@ -419,7 +527,7 @@ def _watch_lines(context: _Context, *, offline: bool) -> list[str]:
     except ProtocolError as error:
         if not getattr(error, "retryable", False):
             raise
-        return [style.paint(f"{time.strftime('%H:%M:%S')}  {error}", "red")]
+        return [_silent_line(error)]
     head = offline_lines(shown.offline, time.time_ns(), style) if shown.offline else []
     return [*head, *_rendered(shown.report, _map_lines, style)]
 
@@ -429,21 +537,9 @@ def _draw(lines: Sequence[str], *, in_place: bool) -> None:
         _print([*lines, ""])
         return
     size = shutil.get_terminal_size()
-    visible = [_cut(line, size.columns) for line in lines[: size.lines - 1]]
+    visible = [cut_line(line, size.columns) for line in lines[: size.lines - 1]]
     sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\r\n" for line in visible) + "\x1b[J")
     sys.stdout.flush()
-
-
-def _cut(line: str, width: int) -> str:
-    """Cut a line to the width of the screen; its colours take no room."""
-    shown, i = 0, 0
-    while i < len(line) and shown < width:
-        if line[i] == "\x1b":
-            i = line.index("m", i) + 1
-        else:
-            shown, i = shown + 1, i + 1
-    rest = line[i:]
-    return line[:i] + ("\x1b[0m" if "\x1b" in rest or "\x1b" in line[:i] else "")
 
 
 @contextlib.contextmanager
@@ -530,6 +626,37 @@ def _heaps_lines(report: Report, style: Style) -> list[str]:
     from dpdkmem.shared import render
 
     return render.heaps_lines(cast("HeapsReport", report), style)
+
+
+def _leaks_lines(report: Report, style: Style) -> list[str]:
+    from dpdkmem.shared.heap_render import leaks_lines
+
+    return leaks_lines(cast("HeapsReport", report), style)
+
+
+def _top_lines(report: Report, before: Report | None, style: Style) -> list[str]:
+    from dpdkmem.shared.heap_render import top_lines
+
+    return _rendered(
+        report,
+        lambda now, look: top_lines(
+            cast("HeapsReport", now), cast("HeapsReport", before) if before is not None else None, look
+        ),
+        style,
+    )
+
+
+def _has_rates(report: Report) -> bool:
+    from dpdkmem.shared.port_report import is_running
+
+    return is_running(cast("PortsReport", report))
+
+
+def _ports_lines(report: Report, before: Report | None, style: Style) -> list[str]:
+    from dpdkmem.shared.port_report import ports_lines
+
+    past = cast("PortsReport", before) if before is not None else None
+    return _rendered(report, lambda now, look: ports_lines(cast("PortsReport", now), past, look), style)
 
 
 def _zones_lines(report: Report, style: Style) -> list[str]:

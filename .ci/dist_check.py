@@ -9,6 +9,7 @@ program compiled by pkg-config runs.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -22,13 +23,12 @@ FOLDERS = ("native", "primary", "secondary", "shared")
 BUILT = {
     "native/_dpdkmem.abi3.so",
     "native/libdpdkmem.so",
-    "native/include/dpdkmem.h",
-    "native/include/dpdkmem_api.h",
     "native/pkgconfig/dpdkmem.pc",
 }
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 PROGRAM = """
-#include <dpdkmem.h>
+#include <dpdkmem_mempool.h>
+#include <dpdkmem_ring.h>
 #include <stdio.h>
 int main(void) { puts(dm_version()); return 0; }
 """
@@ -62,7 +62,12 @@ def expected_wheel(files: set[str]) -> set[str]:
         if PurePosixPath(name).suffix in {".py", ".pyi", ".typed"}
         and (len(PurePosixPath(name).parts) == 1 or PurePosixPath(name).parts[0] in FOLDERS)
     }
-    return sources - {"native/build_ffi.py"} | BUILT
+    headers = {
+        f"native/include/{PurePosixPath(name).name}"
+        for name in files
+        if re.fullmatch(r"native/dpdkmem\w*\.h", name)
+    }
+    return sources - {"native/build_ffi.py"} | headers | BUILT
 
 
 def check_contents(folder: Path) -> Path:

@@ -12,10 +12,20 @@ import sys
 from pathlib import Path
 
 import attach
+import heap
 import map_growth
+import mempools
+import rings
 import walks
 
-BENCHMARKS = {"map_growth": map_growth.main, "attach": attach.main, "walks": walks.main}
+BENCHMARKS = {
+    "map_growth": map_growth.main,
+    "attach": attach.main,
+    "walks": walks.main,
+    "heap": heap.main,
+    "mempools": mempools.main,
+    "rings": rings.main,
+}
 
 
 def main() -> None:

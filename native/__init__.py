@@ -76,6 +76,7 @@ if TYPE_CHECKING:
 
     from dpdkmem.shared.messages import External
     from dpdkmem.shared.model import ControlSpec
+    from dpdkmem.shared.port_model import QueueInfo
 
     ExternalFunction = Callable[[External, tuple[int, ...]], tuple[int, int, str]]
 
@@ -478,7 +479,7 @@ class Memory:
             n: int = lib.dm_usage(self._alive(), by, rows, n_rows)
             self._check(n, "sum up the blocks")
             if n <= n_rows:
-                return [Usage(rows[i].id, rows[i].n_blocks, rows[i].bytes) for i in range(n)]
+                return [_usage(rows[i]) for i in range(n)]
             n_rows = n + 64
 
     def heap_stats(self, heap_idx: int) -> HeapStats:
@@ -650,6 +651,14 @@ class Memory:
         self._alive()
         exported: Buffer = ffi.buffer(ffi.cast("char *", vaddr), nbytes)
         return exported
+
+    # ---- ports
+
+    def port_queues(self) -> builtins.list[QueueInfo]:
+        """Return the queues of all ports, in whatever process they run."""
+        from dpdkmem.native import ports  # it needs this module
+
+        return [*ports.port_queues(self)]
 
     # ---- memory events
 
@@ -891,6 +900,10 @@ class OfflineMemory(Memory):
 
     __slots__ = ()
 
+    def port_queues(self) -> builtins.list[QueueInfo]:
+        """Return nothing: ports lie in memory that is not mapped."""
+        return []
+
     @classmethod
     def open(cls, fd: int) -> Self:
         """Open a control segment.
@@ -992,6 +1005,7 @@ class PrimaryMemory(Memory):
         c_spec.n_lists, c_spec.lists = len(spec.lists), lists
         c_spec.n_heaps, c_spec.heap_nodes = len(spec.heap_nodes), nodes
         c_spec.iova_mode, c_spec.flags, c_spec.primary_pid = int(spec.iova_va), spec.flags, os.getpid()
+        c_spec.cache_bytes = spec.cache_bytes
         callbacks = ffi.new_handle(_Callbacks(grow))
         out, error = ffi.new("struct dm_memory **"), ffi.new("char[]", _TEXT_BYTES)
         rc: int = lib.dm_primary_create(c_spec, lib.dmpy_grow, callbacks, out, error, _TEXT_BYTES)
@@ -1030,6 +1044,44 @@ class PrimaryMemory(Memory):
     def set_hysteresis(self, n_segs: int) -> None:
         """Set how many free memsegs each list keeps."""
         lib.dm_primary_set_hysteresis(self._alive(), n_segs)
+
+    def set_caches(self, n_bytes: int) -> None:
+        """Set how much of each size class a lane may cache; with 0 what is cached comes back."""
+        lib.dm_primary_set_caches(self._alive(), n_bytes)
+
+    def set_now(self, seconds: int) -> None:
+        """Tell the heaps the time: seconds since the memory was made."""
+        lib.dm_primary_set_now(self._alive(), seconds)
+
+    def check_heaps(self, n_max: int = 16) -> tuple[builtins.list[str], builtins.list[str]]:
+        """Check the laws of all heaps, and the guards of blocks if there are any; return the broken laws, and the damaged blocks.
+
+        Args:
+            n_max: most damaged blocks.
+
+        Blocks: each heap's lock, while its words are read.
+        """
+        text = ffi.new("char[]", _TEXT_BYTES)
+        laws: builtins.list[str] = []
+        damaged: builtins.list[str] = []
+        for stats in self.heaps():
+            rc: int = lib.dm_heap_check(self._alive(), stats.heap_idx, text)
+            if rc == -errno.EBADMSG:
+                laws.append(_string(text))
+            elif rc != -errno.ENOENT:
+                self._check(rc, f"check heap {stats.name}")
+        cursor = ffi.new("struct dm_block_cursor *")
+        while len(damaged) < n_max and lib.dm_debug_find_damaged(self._alive(), cursor, text):
+            damaged.append(_string(text))
+        return laws, damaged
+
+    def drain_caches(self, *, idle_only: bool) -> int:
+        """Take back what lanes cache, but for lanes in the middle of an operation; return how many blocks.
+
+        Args:
+            idle_only: only from lanes that took and gave nothing since the last such call.
+        """
+        return int(lib.dm_primary_drain(self._alive(), idle_only))
 
     @property
     def bell_fd(self) -> int:
@@ -1348,6 +1400,8 @@ def reap_report(out: Any) -> ReapReport:
         out.orphaned_bytes,
         out.n_zones_orphaned,
         out.n_locks,
+        out.n_pool_objects,
+        out.n_pool_cached,
     )
 
 
@@ -1418,9 +1472,15 @@ def _heap(out: Any) -> HeapStats:
         out.n_frees,
         out.n_rebuilds,
         out.n_takeovers,
+        out.n_cached_blocks,
+        out.cached_bytes,
         bool(out.is_external),
         out.n_lists,
     )
+
+
+def _usage(row: Any) -> Usage:
+    return Usage(row.id, row.n_blocks, row.bytes, row.largest_bytes, row.oldest_s)
 
 
 def _zone(out: Any) -> MemzoneInfo:

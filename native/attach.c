@@ -15,10 +15,13 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "cache.h"
 #include "follower.h"
 #include "ipc.h"
 #include "validator.h"
 #include "walks.h"
+#include "mempool.h"
+#include "port.h"
 
 enum { DEFAULT_TIMEOUT_MS = 5000, MAX_ATTACHMENTS = 16 };
 
@@ -355,7 +358,8 @@ int dm_detach(struct dm_memory *m)
 	if (dm_readers_called_from(m) || dm_map_read_is_held(m) || dm_validators_called_from(m) || dm_ipc_called_from(m))
 		return -EDEADLK;
 	forget(m);
-	dm_ipc_stop(m); /* first: a memory event callback may wait for an answer */
+	dm_ports_close(m); /* first: the primary is asked */
+	dm_ipc_stop(m); /* then: a memory event callback may wait for an answer */
 	dm_readers_stop(m);
 	if (atomic_load(&m->state) == -ECHILD) { /* nothing of it is mapped here, and no thread came along */
 		dm_validators_destroy(m);
@@ -366,12 +370,14 @@ int dm_detach(struct dm_memory *m)
 		return 0; /* m itself stays: the parent's threads' parts point to it, and memory of a child is short-lived */
 	}
 	atomic_store(&m->state, -ESHUTDOWN);
+	dm_caches_quiesce(m); /* before the primary hears of it, and reaps */
 	dm_thread_leave(m);
 	stop_follower(f); /* it asks the readers before it unmaps, and queues questions for validators: they end after it */
 	dm_ipc_destroy(m);
 	dm_validators_destroy(m);
 	dm_readers_destroy(m);
 	dm_seg_fds_destroy(m);
+	dm_mempool_events_close(m);
 	follower_free(f);
 	m->follower = NULL;
 	dm_memory_put(m);

@@ -6,16 +6,17 @@
  * a page that such a block covers. So the walks hang nobody up, whatever the heap's size. */
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "heap.h"
 
-static void fill_run(const struct dm_list *l, uint64_t head, struct dm_block_place *out)
+static void fill_run(const struct dm_control *c, const struct dm_list *l, uint64_t head, struct dm_block_place *out)
 {
 	out->is_small = 0;
 	out->vaddr = dm_page_vaddr(l, out->page);
 	out->bytes = dm_head_pages(head) << DM_HEAP_PAGE_SHIFT;
+	out->word = head;
 	out->mark = dm_head_mark(head);
+	out->birth_s = atomic_load_explicit(dm_birth_at(c, dm_page_slot(l, out->page)), memory_order_relaxed);
 }
 
 /* Block number `block` of the slab at out->page. -ENOENT: no such block, or free. */
@@ -31,8 +32,10 @@ static int fill_small(const struct dm_control *c, const struct dm_list *l, uint6
 	out->block = (uint32_t)block;
 	out->bytes = dm_class_bytes(class_idx);
 	out->vaddr = dm_page_vaddr(l, out->page) + block * out->bytes;
-	out->mark = atomic_load_explicit(dm_block_cell(c, l, out->page, class_idx, out->block), memory_order_acquire);
-	return out->mark == 0 ? -ENOENT : 0;
+	out->word = atomic_load_explicit(dm_block_cell(c, l, out->page, out->block), memory_order_acquire);
+	out->mark = dm_cell_mark(out->word);
+	out->birth_s = dm_cell_birth(out->word);
+	return out->word == 0 ? -ENOENT : 0;
 }
 
 int dm_head_cover(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t *at, uint64_t *head)
@@ -52,7 +55,7 @@ int dm_head_cover(const struct dm_control *c, const struct dm_list *l, uint64_t 
 	return dm_head_extent(*head) > distance ? 0 : -ENOENT;
 }
 
-int dm_block_find(const struct dm_control *c, uint64_t vaddr, struct dm_block_place *out)
+int dm_block_find_any(const struct dm_control *c, uint64_t vaddr, struct dm_block_place *out)
 {
 	int list_idx = dm_find_list(c, vaddr);
 	const struct dm_list *l;
@@ -66,11 +69,18 @@ int dm_block_find(const struct dm_control *c, uint64_t vaddr, struct dm_block_pl
 	if (dm_head_cover(c, l, dm_vaddr_page(l, vaddr), &out->page, &head) != 0)
 		return -ENOENT;
 	if (dm_head_kind_of(head) == DM_HEAD_RUN) {
-		fill_run(l, head, out);
+		fill_run(c, l, head, out);
 		return 0;
 	}
 	class_bytes = dm_head_class(head) < DM_CLASSES_USED ? dm_class_bytes(dm_head_class(head)) : DM_CELL_BYTES;
 	return fill_small(c, l, head, (vaddr - dm_page_vaddr(l, out->page)) / class_bytes, out);
+}
+
+int dm_block_find(const struct dm_control *c, uint64_t vaddr, struct dm_block_place *out)
+{
+	int err = dm_block_find_any(c, vaddr, out);
+
+	return err == 0 && !dm_mark_is_live(out->mark) ? -ENOENT : err;
 }
 
 void dm_block_describe(const struct dm_control *c, uint64_t vaddr, char *text, size_t text_bytes)
@@ -171,7 +181,7 @@ static int block_at_cursor(const struct dm_control *c, const struct dm_list *l, 
 		if (class_idx < DM_CLASSES_USED && ++cur->block < dm_class_blocks(class_idx))
 			return err;
 	} else if (dm_head_kind_of(head) == DM_HEAD_RUN && dm_head_pages(head) != 0) {
-		fill_run(l, head, out);
+		fill_run(c, l, head, out);
 		err = 0;
 	}
 	cur->block = 0;
@@ -196,56 +206,24 @@ int dm_block_walk(const struct dm_control *c, struct dm_block_cursor *cur, struc
 	return -ENOENT;
 }
 
+int dm_block_walk_live(const struct dm_control *c, struct dm_block_cursor *cursor, struct dm_block_place *out)
+{
+	int err;
+
+	do
+		err = dm_block_walk(c, cursor, out);
+	while (err == 0 && !dm_mark_is_live(out->mark));
+	return err;
+}
+
 int dm_block_next(struct dm_memory *m, struct dm_block_cursor *cursor, struct dm_block_info *out)
 {
 	struct dm_block_place b;
 	int err = dm_usable(m);
 
 	if (err == 0)
-		err = dm_block_walk(m->ctl, cursor, &b);
+		err = dm_block_walk_live(m->ctl, cursor, &b);
 	if (err == 0)
 		fill_info(m->ctl, &b, out);
 	return err;
-}
-
-static uint32_t usage_key(uint32_t by, const struct dm_block_place *b)
-{
-	switch (by) {
-	case DM_USAGE_BY_OWNER:
-		return dm_mark_owner(b->mark);
-	case DM_USAGE_BY_TAG:
-		return dm_mark_tag(b->mark);
-	default:
-		return 64 - (uint32_t)__builtin_clzll(b->bytes - 1); /* blocks have 64 bytes at least */
-	}
-}
-
-int dm_usage(struct dm_memory *m, uint32_t by, struct dm_usage_row *rows, uint32_t n_max)
-{
-	struct dm_block_cursor cur = { 0 };
-	struct dm_block_place b;
-	struct dm_usage_row *all;
-	uint32_t n = 0;
-	int err = dm_usable(m);
-
-	if (err != 0)
-		return err;
-	if (by > DM_USAGE_BY_SIZE)
-		return dm_fail(m, -EINVAL, "usage by %u: there is 0 owner, 1 tag, 2 size", by);
-	all = calloc(UINT16_MAX + 1, sizeof(*all)); /* keys have 16 bits */
-	if (all == NULL)
-		return dm_fail(m, -ENOMEM, "no memory for the sums");
-	while (dm_block_walk(m->ctl, &cur, &b) == 0) {
-		all[usage_key(by, &b)].n_blocks++;
-		all[usage_key(by, &b)].bytes += b.bytes;
-	}
-	for (uint32_t key = 0; key <= UINT16_MAX; key++) {
-		if (all[key].n_blocks == 0)
-			continue;
-		if (n < n_max)
-			rows[n] = (struct dm_usage_row){ .n_blocks = all[key].n_blocks, .bytes = all[key].bytes, .id = key };
-		n++;
-	}
-	free(all);
-	return (int)n;
 }

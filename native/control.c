@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "memory.h"
+#include "cache.h"
 
 #define MAX_WINDOW_BYTES (UINT64_C(1) << 57) /* user addresses with five levels of page tables; 47 bits with four */
 enum { TABLE_ALIGN = 4096 }; /* bytes: a table starts on a page of its own, so that an unused one costs nothing */
@@ -38,6 +38,18 @@ static uint64_t n_buckets_for(uint64_t n_memsegs)
 	while (n < 2 * n_memsegs)
 		n *= 2;
 	return n;
+}
+
+void dm_control_set_caches(struct dm_control *c, uint32_t bytes)
+{
+	enum { LEAST = 4 };
+
+	for (uint32_t i = 0; i < DM_CACHE_CLASSES; i++) {
+		uint32_t depth = bytes / dm_cache_class_bytes(i);
+
+		depth = bytes == 0 || dm_matches_allocations(c) || dm_is_debugged(c) ? 0 : depth < LEAST ? LEAST : depth > DM_CACHE_DEPTH ? DM_CACHE_DEPTH : depth;
+		atomic_store_explicit(&c->cache_depths[i], (uint16_t)depth, memory_order_relaxed);
+	}
 }
 
 /* Fills every offset of the header from the numbers in it. */
@@ -63,7 +75,10 @@ static void lay_out(struct dm_control *c)
 	c->free_bits_offset = take(&at, c->n_heap_pages / 64, sizeof(uint64_t));
 	c->groups_offset = take(&at, c->n_groups, sizeof(uint16_t));
 	c->slabs_offset = take(&at, c->n_heap_pages / DM_SLAB_PAGES, sizeof(struct dm_slab));
-	c->cells_offset = take(&at, c->n_heap_pages * (DM_HEAP_PAGE_BYTES / DM_CELL_BYTES), sizeof(uint32_t));
+	c->cells_offset = take(&at, c->n_heap_pages * (DM_HEAP_PAGE_BYTES / DM_CELL_BYTES), sizeof(uint64_t));
+	c->births_offset = take(&at, c->n_heap_pages, sizeof(uint32_t));
+	c->dirty_bits_offset = take(&at, c->n_heap_pages / 64, sizeof(uint64_t));
+	c->caches_offset = take(&at, DM_MAX_LANES * DM_CACHE_HEAPS, sizeof(struct dm_cache));
 	c->external_offset = take(&at, 1, sizeof(struct dm_external));
 	c->total_bytes = at;
 }
@@ -106,6 +121,7 @@ static void fill_header(struct dm_control *c, const struct dm_control_spec *spec
 	c->n_heap_pages = c->window_bytes / DM_HEAP_PAGE_BYTES + c->n_external_pages;
 	c->n_groups = c->n_heap_pages / DM_GROUP_PAGES;
 	atomic_init(&c->zone_max, DM_MAX_ZONES);
+	dm_control_set_caches(c, spec->cache_bytes);
 	lay_out(c);
 }
 

@@ -96,12 +96,13 @@ struct dm_block_cursor {
 };
 int dm_block_next(struct dm_memory *m, struct dm_block_cursor *cursor, struct dm_block_info *out);
 
-/* Sums over all live blocks in one such walk. id: owner id, tag id, or the power of two (6: 64 bytes) that holds the
- * block. Fills at most n_max rows, ascending by id; returns how many there are. */
-enum { DM_USAGE_BY_OWNER = 0, DM_USAGE_BY_TAG = 1, DM_USAGE_BY_SIZE = 2 };
+/* Sums over all live blocks in one such walk. id: owner id, tag id, the power of two (6: 64 bytes) that holds the block, or owner id
+ * << 16 | tag id. Fills at most n_max rows, ascending by id; returns how many there are. */
+enum { DM_USAGE_BY_OWNER = 0, DM_USAGE_BY_TAG = 1, DM_USAGE_BY_SIZE = 2, DM_USAGE_BY_OWNER_TAG = 3 };
 struct dm_usage_row {
-	uint64_t n_blocks, bytes;
-	uint32_t id, reserved;
+	uint64_t n_blocks, bytes, largest_bytes;
+	uint32_t id;
+	uint32_t oldest_s;          /* age of the oldest, in seconds; as exact as the primary's clock, which it sets once a second */
 };
 int dm_usage(struct dm_memory *m, uint32_t by, struct dm_usage_row *rows, uint32_t n_max);
 
@@ -111,6 +112,7 @@ struct dm_heap_stats {
 	uint32_t heap_idx;
 	uint64_t total_bytes, free_bytes, block_bytes, greatest_free_bytes;
 	uint64_t n_blocks, n_small_blocks, n_slabs, n_mallocs, n_frees, n_rebuilds, n_takeovers;
+	uint64_t n_cached_blocks, cached_bytes; /* free memory that lanes have at hand; in none of the figures before */
 	uint32_t is_external, n_lists;
 };
 /* Statistics of heap heap_idx; -ENOENT: no such heap. Takes no lock: figures of one moment only where nobody allocates. */
@@ -482,6 +484,15 @@ int dm_thread_register(struct dm_memory *m, uint32_t *lane_id);
 /* Gives it back; it is given back when the thread ends, too. Who takes a lock after that may get another number. */
 void dm_thread_unregister(struct dm_memory *m);
 uint32_t dm_lane_id(struct dm_memory *m); /* of the calling thread; DM_LANE_NONE: not registered */
+/* The calling thread as locks in shared memory name it: what recoverable rings and pools want to know of who calls. */
+struct dm_self {
+	struct dm_memory *memory;
+	uint32_t lock_word;         /* names the lane, and which of its users in turn */
+	uint32_t lane_id, owner_id;
+	uint32_t reserved;
+};
+/* Registers the thread, as dm_thread_register(). Good until the thread ends, unregisters or detaches. NULL: dm_error_text(). */
+const struct dm_self *dm_self(struct dm_memory *m);
 /* The first lane at or after *lane_id that is taken; *lane_id becomes the next start. -ENOENT at the end. */
 int dm_lane_next(struct dm_memory *m, uint32_t *lane_id, struct dm_lane_info *out);
 

@@ -94,9 +94,12 @@ static void fill_busy(uint64_t vaddr, uint64_t bytes, uint32_t mark, struct dm_m
 	out->is_private = dm_mark_is_private(mark);
 }
 
-static uint32_t cell_mark(const struct dm_control *c, const struct dm_list *l, uint64_t slab_page, uint32_t class_idx, uint32_t block)
+/* 0: free, or in a lane's cache, which is the same to a program. */
+static uint32_t cell_mark(const struct dm_control *c, const struct dm_list *l, uint64_t slab_page, uint32_t block)
 {
-	return atomic_load_explicit(dm_block_cell(c, l, slab_page, class_idx, block), memory_order_acquire);
+	uint32_t mark = dm_cell_mark(atomic_load_explicit(dm_block_cell(c, l, slab_page, block), memory_order_acquire));
+
+	return dm_mark_is_cached(mark) ? 0 : mark;
 }
 
 /* The element of a slab that starts at or after vaddr, or the rest that covers it. */
@@ -105,13 +108,13 @@ static void fill_slab(const struct dm_control *c, const struct dm_list *l, uint6
 {
 	uint64_t slab = dm_page_vaddr(l, slab_page), bytes = dm_class_bytes(class_idx);
 	uint32_t n = dm_class_blocks(class_idx), first = (uint32_t)((vaddr - slab + bytes - 1) / bytes), end = first + 1;
-	uint32_t mark = first < n ? cell_mark(c, l, slab_page, class_idx, first) : 0;
+	uint32_t mark = first < n ? cell_mark(c, l, slab_page, first) : 0;
 
 	if (mark != 0) {
 		fill_busy(slab + first * bytes, bytes, mark, out);
 		return;
 	}
-	while (end < n && cell_mark(c, l, slab_page, class_idx, end) == 0)
+	while (end < n && cell_mark(c, l, slab_page, end) == 0)
 		end++;
 	out->state = first < n ? DM_ELEM_FREE : DM_ELEM_PAD;
 	out->block_bytes = first < n ? (uint32_t)bytes : 0;
@@ -142,6 +145,11 @@ static bool fill_elem(const struct dm_control *c, const struct dm_list *l, uint6
 	if (vaddr > dm_page_vaddr(l, at))
 		return false;
 	fill_busy(dm_page_vaddr(l, page), dm_head_pages(head) << DM_HEAP_PAGE_SHIFT, dm_head_mark(head), out);
+	if (dm_mark_is_cached(dm_head_mark(head))) {
+		out->state = DM_ELEM_FREE;
+		out->block_bytes = (uint32_t)out->bytes; /* DM_CACHE_RUN_PAGES at most */
+		out->owner_id = out->tag_id = out->is_private = 0;
+	}
 	out->is_zone = dm_mark_tag(dm_head_mark(head)) == DM_TAG_MEMZONE;
 	return true;
 }

@@ -1,4 +1,4 @@
-/* futex.h - the futex system calls that lane.c and lock.c use.
+/* futex.h - the futex system calls, and the deadlines of those who wait.
  *
  * All words lie in memory shared by processes: never FUTEX_PRIVATE_FLAG. syscall(2) is no cancellation point, so a
  * thread is never cancelled in here. Sources: futex(2), Linux Documentation/userspace-api/futex2.rst (5.16). */
@@ -25,6 +25,22 @@ static inline int64_t dm_now_ns(clockid_t clock)
 	struct timespec ts;
 	clock_gettime(clock, &ts);
 	return (int64_t)ts.tv_sec * DM_NS_PER_S + ts.tv_nsec;
+}
+
+/* Of CLOCK_MONOTONIC. timeout_ns < 0, or longer than the clock goes: INT64_MAX, never. */
+static inline int64_t dm_until_ns(int64_t timeout_ns)
+{
+	const int64_t now = timeout_ns < 0 ? 0 : dm_now_ns(CLOCK_MONOTONIC);
+
+	return timeout_ns < 0 || timeout_ns > INT64_MAX - now ? INT64_MAX : now + timeout_ns;
+}
+
+/* 0: that time has come; INT64_MAX: it never does, which is a timeout too. */
+static inline int64_t dm_left_ns(int64_t until_ns)
+{
+	const int64_t left = until_ns == INT64_MAX ? INT64_MAX : until_ns - dm_now_ns(CLOCK_MONOTONIC);
+
+	return left > 0 ? left : 0;
 }
 
 static inline struct timespec dm_timespec(int64_t ns)

@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "heap.h"
+#include "cache.h"
 
 int dm_heap_lock(struct dm_memory *m, struct dm_heap *h, int64_t timeout_ns)
 {
@@ -44,8 +44,7 @@ void dm_heap_ring_if_spare(struct dm_memory *m, const struct dm_list *l, uint64_
 	dm_bell_ring(c);
 }
 
-/* The first class that holds bytes and whose blocks are all aligned. */
-static uint32_t aligned_class(const struct dm_want *want)
+uint32_t dm_heap_aligned_class(const struct dm_want *want)
 {
 	uint32_t class_idx = dm_class_of((uint32_t)want->bytes);
 
@@ -55,7 +54,7 @@ static uint32_t aligned_class(const struct dm_want *want)
 }
 
 /* IOVA contiguity is the run's business where a slab may lie across memsegs, or on memory whose IOVA nobody knows. */
-static bool is_small(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want)
+bool dm_heap_is_small(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want)
 {
 	return want->bytes <= DM_SMALL_MAX_BYTES && want->align <= DM_SMALL_MAX_BYTES && !want->only_run &&
 	       (!want->iova_contig || (!h->is_external && dm_list_at(c, h->lists[0])->page_bytes >= DM_SLAB_BYTES));
@@ -71,6 +70,7 @@ static int take_run(struct dm_control *c, struct dm_heap *h, const struct dm_wan
 		.page_mask = want->page_mask,
 		.mark = want->mark,
 		.iova_contig = want->iova_contig,
+		.keeps_clean = want->zeroes,
 	};
 	struct dm_place p;
 
@@ -80,26 +80,48 @@ static int take_run(struct dm_control *c, struct dm_heap *h, const struct dm_wan
 		.vaddr = dm_page_vaddr(dm_list_at(c, p.list_idx), p.page),
 		.bytes = p.n_pages << DM_HEAP_PAGE_SHIFT,
 		.list_idx = p.list_idx,
+		.is_zero = p.was_clean,
+		.is_fresh_run = true,
 	};
 	return 0;
 }
 
 static int take_small(struct dm_control *c, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
 {
-	struct dm_small_want small = { .class_idx = aligned_class(want), .mark = want->mark, .page_mask = want->page_mask };
+	struct dm_small_want small = { .class_idx = dm_heap_aligned_class(want), .mark = want->mark, .page_mask = want->page_mask };
+	struct dm_small_taken taken;
+	int err = dm_small_take(c, h, &small, &taken);
 
-	out->bytes = dm_class_bytes(small.class_idx);
-	return dm_small_take(c, h, &small, &out->vaddr);
+	if (err == 0)
+		*out = (struct dm_taken){ .vaddr = taken.vaddr, .bytes = dm_class_bytes(small.class_idx), .list_idx = taken.list_idx,
+					  .is_zero = taken.is_zero, .slab_page = taken.slab_page };
+	return err;
+}
+
+/* The caller's cache becomes half full: there is room for what is freed next. */
+static void fill_cache(struct dm_memory *m, struct dm_heap *h, int class_idx, const struct dm_taken *t)
+{
+	uint32_t lane_idx = dm_thread_get(m)->lane_idx, depth;
+	struct dm_small_taken from = { .slab_page = t->slab_page, .list_idx = t->list_idx };
+	struct dm_cache *k;
+
+	if (class_idx < 0 || t->is_fresh_run)
+		return;
+	k = dm_cache_of(m->ctl, lane_idx, (uint32_t)(h - dm_heap_at(m->ctl, 0)));
+	depth = dm_cache_depth(m->ctl, (uint32_t)class_idx) / 2;
+	if (depth > dm_cache_n(k, (uint32_t)class_idx))
+		dm_small_fill_cache(m->ctl, h, (uint32_t)class_idx, &from, k, dm_mark_cached(m->owner_id, lane_idx),
+				    depth - dm_cache_n(k, (uint32_t)class_idx));
 }
 
 uint64_t dm_heap_bytes_to_grow(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want)
 {
-	return is_small(c, h, want) ? DM_SLAB_BYTES : want->bytes;
+	return dm_heap_is_small(c, h, want) ? DM_SLAB_BYTES : want->bytes;
 }
 
 static int take(struct dm_control *c, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
 {
-	return is_small(c, h, want) ? take_small(c, h, want, out) : take_run(c, h, want, out);
+	return dm_heap_is_small(c, h, want) ? take_small(c, h, want, out) : take_run(c, h, want, out);
 }
 
 int dm_heap_take(struct dm_memory *m, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out)
@@ -114,25 +136,26 @@ int dm_heap_take(struct dm_memory *m, struct dm_heap *h, const struct dm_want *w
 		claimed = true;
 		err = take(m->ctl, h, want, out);
 	}
-	if (err == -ENOMEM && h->is_external && is_small(m->ctl, h, want)) /* 64 KiB in one piece may be all that is missing */
+	if (err == -ENOMEM && h->is_external && dm_heap_is_small(m->ctl, h, want)) /* 64 KiB in one piece may be all that is missing */
 		err = take_run(m->ctl, h, want, out);
-	if (err == 0)
+	if (err == 0) {
 		dm_count(&h->n_mallocs, 1);
+		fill_cache(m, h, dm_cache_class(m->ctl, h, want), out);
+	}
 	dm_heap_unlock(m, h);
 	if (claimed) /* the primary makes others ready */
 		dm_bell_ring(m->ctl);
 	return err;
 }
 
-void dm_heap_give(struct dm_control *c, struct dm_heap *h, const struct dm_block_place *b)
+bool dm_heap_give(struct dm_control *c, struct dm_heap *h, const struct dm_block_place *b)
 {
 	struct dm_list *l = dm_list_at(c, b->list_idx);
+	bool given = b->is_small ? dm_small_give(c, h, l, b->page, b->block, b->word) : dm_run_give(c, h, l, b->page, b->word);
 
-	if (b->is_small)
-		dm_small_give(c, h, l, b->page, b->block);
-	else
-		dm_run_give(c, h, l, b->page);
-	dm_count(&h->n_frees, 1);
+	if (given && !dm_mark_is_cached(b->mark))
+		dm_count(&h->n_frees, 1);
+	return given;
 }
 
 int dm_heap_free_block(struct dm_memory *m, const struct dm_block_place *b, int64_t timeout_ns)
@@ -142,14 +165,16 @@ int dm_heap_free_block(struct dm_memory *m, const struct dm_block_place *b, int6
 	struct dm_block_place now;
 	uint64_t n_spare;
 	bool same;
-	int err = dm_heap_lock(m, h, timeout_ns);
+	int err;
 
+	if (dm_mark_is_filling(b->mark))
+		dm_debug_refill(m, b); /* not under the lock */
+	err = dm_heap_lock(m, h, timeout_ns);
 	if (err != 0)
 		return err;
 	n_spare = dm_counted(&l->n_spare);
-	same = dm_block_find(m->ctl, b->vaddr, &now) == 0 && now.vaddr == b->vaddr && now.mark == b->mark;
-	if (same)
-		dm_heap_give(m->ctl, h, &now);
+	same = dm_block_find_any(m->ctl, b->vaddr, &now) == 0 && now.vaddr == b->vaddr && now.mark == b->mark &&
+	       dm_heap_give(m->ctl, h, &now);
 	dm_heap_unlock(m, h);
 	dm_heap_ring_if_spare(m, l, n_spare);
 	return same;

@@ -1,7 +1,7 @@
 /* heap.h - what the files of the heap share: words, pages of a list, runs, slabs.
  *
  * Owns the encoding of head and cell words (types.h states their laws) and the calls between pages.c, run.c, slab.c,
- * block.c, heap.c, elem.c, realloc.c, rebuild.c, heap_law.c, segments.c and reap.c. Everything here that changes something is called under
+ * block.c, heap.c, cache.c, elem.c, realloc.c, rebuild.c, heap_law.c, segments.c and reap.c. Everything here that changes something is called under
  * the lock of the list's heap. A page is a heap page of 4 KiB, counted from the start of its list. */
 #ifndef DM_HEAP_H
 #define DM_HEAP_H
@@ -18,17 +18,27 @@ enum { DM_HEAD_PAGES_SHIFT = 3, DM_HEAD_OWNER_SHIFT = 32, DM_HEAD_TAG_SHIFT = 48
 
 /* ---- words ---- */
 
-/* Owner and tag as they stand in a cell word: owner id << 16 | private bit | tag id. */
+/* Owner and tag as they stand in the word of a block: owner id << 16 | private bit | tag id. */
 static inline uint32_t dm_mark(uint32_t owner_id, uint32_t tag_bits)
 {
 	return owner_id << 16 | (tag_bits & 0xffff);
 }
 static inline uint32_t dm_mark_owner(uint32_t mark) { return mark >> 16; }
 static inline uint32_t dm_mark_tag(uint32_t mark) { return mark & DM_TAG_MASK; }
-static inline bool dm_mark_is_private(uint32_t mark)
+static inline bool dm_mark_is_cached(uint32_t mark) { return (mark & DM_TAG_CACHED) != 0; }
+static inline bool dm_mark_is_filling(uint32_t mark) { return (mark & DM_TAG_FILLING) != 0 && !dm_mark_is_cached(mark); }
+/* A program's: neither in a cache nor on its way in or out of the heap. */
+static inline bool dm_mark_is_live(uint32_t mark) { return (mark & (DM_TAG_CACHED | DM_TAG_FILLING)) == 0; }
+static inline uint32_t dm_mark_cached(uint32_t owner_id, uint32_t lane_idx)
 {
-	return (mark & DM_TAG_PRIVATE) != 0 || dm_mark_tag(mark) == DM_TAG_CACHED;
+	return dm_mark(owner_id, DM_TAG_CACHED | lane_idx);
 }
+static_assert((int)DM_MAX_TAGS <= (int)DM_TAG_FILLING && (int)DM_MAX_LANES <= (int)DM_TAG_FILLING, "a tag, or a lane behind DM_TAG_CACHED");
+/* Nobody keeps it when its owner dies. */
+static inline bool dm_mark_is_private(uint32_t mark) { return (mark & DM_TAG_PRIVATE) != 0 || !dm_mark_is_live(mark); }
+static inline uint64_t dm_cell_word(uint32_t mark, uint32_t birth_s) { return (uint64_t)birth_s << 32 | mark; }
+static inline uint32_t dm_cell_mark(uint64_t word) { return (uint32_t)word; }
+static inline uint32_t dm_cell_birth(uint64_t word) { return (uint32_t)(word >> 32); }
 
 static inline uint64_t dm_head_run(uint64_t n_pages, uint32_t mark)
 {
@@ -140,7 +150,7 @@ static inline void dm_head_commit(const struct dm_control *c, const struct dm_li
 {
 	atomic_store_explicit(dm_page_head(c, l, page), head, memory_order_release);
 }
-static inline _Atomic uint32_t *dm_page_cell(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+static inline _Atomic uint64_t *dm_page_cell(const struct dm_control *c, const struct dm_list *l, uint64_t page)
 {
 	return dm_cell_at(c, (l->first_heap_page + page) << (DM_HEAP_PAGE_SHIFT - DM_CELL_SHIFT));
 }
@@ -172,6 +182,11 @@ bool dm_seg_is_free(const struct dm_control *c, const struct dm_list *l, uint64_
 /* The extent of the longest run of free pages; lock-free, so of no one moment. */
 uint64_t dm_pages_greatest_free(const struct dm_control *c, const struct dm_list *l);
 
+/* Every process can read and write it: what the primary looks into for the dead, or changes, may lie there. */
+static inline bool dm_list_is_everybodys(const struct dm_list *l)
+{
+	return l->external == 0 || (l->external & (DM_EXT_SHARED | DM_EXT_READ_ONLY)) == DM_EXT_SHARED;
+}
 /* Whether an owner has the memory of a list: that of the window everybody has (types.h: external memory). */
 static inline bool dm_list_is_held(const struct dm_control *c, const struct dm_list *l, uint32_t owner_id)
 {
@@ -190,6 +205,11 @@ static inline bool dm_list_may_hold(const struct dm_list *l, uint64_t page_mask,
 	       (align_bytes <= l->window_bytes || l->external != 0);
 }
 
+/* pages.c: which pages are known to be zero. May be called without a lock. */
+void dm_pages_set_dirty(struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t n, bool dirty);
+bool dm_page_is_dirty(const struct dm_control *c, const struct dm_list *l, uint64_t page);
+bool dm_pages_are_clean(const struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t n);
+
 /* run.c: blocks of whole pages. */
 struct dm_run_want {
 	uint64_t n_pages;           /* > 0; 0: the greatest run there is */
@@ -199,13 +219,16 @@ struct dm_run_want {
 	uint64_t page_mask;         /* OR of allowed memseg page sizes; 0 any */
 	uint32_t mark;
 	bool iova_contig;
+	bool keeps_clean;           /* its taker sets the dirty bits */
 };
 struct dm_place {
 	uint32_t list_idx;
 	uint64_t page, n_pages;
+	bool was_clean;
 };
 int dm_run_take(struct dm_control *c, struct dm_heap *h, const struct dm_run_want *want, struct dm_place *out); /* -ENOMEM */
-void dm_run_give(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t page);
+/* False: its head is `head` no more, and nothing changes. */
+bool dm_run_give(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t page, uint64_t head);
 /* Changes a run's extent in place: shrinks always, grows into following free pages. False: they are not free. */
 bool dm_run_resize(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t page, uint64_t n_pages);
 bool dm_pages_are_iova_contig(const struct dm_control *c, const struct dm_list *l, uint64_t page, uint64_t n_pages);
@@ -216,12 +239,21 @@ struct dm_small_want {
 	uint64_t page_mask;         /* OR of allowed memseg page sizes; 0 any */
 };
 int dm_run_take_slab(struct dm_control *c, struct dm_heap *h, const struct dm_small_want *want, struct dm_place *out); /* run.c */
-int dm_small_take(struct dm_control *c, struct dm_heap *h, const struct dm_small_want *want, uint64_t *vaddr); /* -ENOMEM */
-void dm_small_give(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t slab_page, uint32_t block);
-static inline _Atomic uint32_t *dm_block_cell(const struct dm_control *c, const struct dm_list *l, uint64_t slab_page,
-					      uint32_t class_idx, uint32_t block)
+struct dm_small_taken {
+	uint64_t vaddr, slab_page;
+	uint32_t list_idx;
+	bool is_zero;
+};
+int dm_small_take(struct dm_control *c, struct dm_heap *h, const struct dm_small_want *want, struct dm_small_taken *out); /* -ENOMEM */
+/* Puts up to n more blocks of the slab that `from` came from into a lane's cache. */
+struct dm_cache;
+void dm_small_fill_cache(struct dm_control *c, struct dm_heap *h, uint32_t class_idx, const struct dm_small_taken *from, struct dm_cache *k,
+			 uint32_t cached_mark, uint32_t n);
+/* False: the block's word is `word` no more, and nothing changes. */
+bool dm_small_give(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t slab_page, uint32_t block, uint64_t word);
+static inline _Atomic uint64_t *dm_block_cell(const struct dm_control *c, const struct dm_list *l, uint64_t slab_page, uint32_t block)
 {
-	return dm_page_cell(c, l, slab_page) + block * (dm_class_bytes(class_idx) >> DM_CELL_SHIFT);
+	return dm_page_cell(c, l, slab_page) + block;
 }
 /* Rebuild: counts the cells of a slab and lists it if it has room. Returns the number of blocks in use. */
 uint32_t dm_slab_recount(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t slab_page);
@@ -246,11 +278,15 @@ struct dm_block_place {
 	uint32_t is_small, class_idx, block; /* the last two only if small */
 	uint64_t page;              /* of the run's or slab's head */
 	uint64_t vaddr, bytes;
+	uint64_t word;              /* its cell or head word, as it was read */
 	uint32_t mark;
+	uint32_t birth_s;           /* seconds since the control segment was made */
 };
-int dm_block_find(const struct dm_control *c, uint64_t vaddr, struct dm_block_place *out); /* -ENOENT */
-/* The next block in address order; the cursor moves on. -ENOENT at the end. */
+int dm_block_find(const struct dm_control *c, uint64_t vaddr, struct dm_block_place *out); /* -ENOENT: none, or one that is not live */
+int dm_block_find_any(const struct dm_control *c, uint64_t vaddr, struct dm_block_place *out); /* one that is not live too */
+/* The next block in address order, cached and filling ones too; the cursor moves on. -ENOENT at the end. */
 int dm_block_walk(const struct dm_control *c, struct dm_block_cursor *cursor, struct dm_block_place *out);
+int dm_block_walk_live(const struct dm_control *c, struct dm_block_cursor *cursor, struct dm_block_place *out); /* live ones only */
 /* "it lies in the block [0x…, 0x…) of owner 3 (name), tag x", or why in none. */
 void dm_block_describe(const struct dm_control *c, uint64_t vaddr, char *text, size_t text_bytes);
 static inline bool dm_block_is_zone(const struct dm_block_place *b)
@@ -280,13 +316,21 @@ struct dm_want {
 	uint64_t page_mask;         /* OR of allowed memseg page sizes; 0 any */
 	uint32_t mark;
 	bool iova_contig, no_grow, only_run;
+	bool zeroes;                /* the caller will zero what is not zero: pages of a run stay as they are marked until then */
 };
 struct dm_taken {
 	uint64_t vaddr, bytes;      /* bytes: usable */
 	uint32_t list_idx;          /* of a run */
+	bool is_zero;               /* all of it */
+	bool is_fresh_run;          /* dirty bits tell what of it is zero */
+	uint64_t slab_page;         /* of a small block that comes from no cache */
 };
+/* Past the caches, but for what it leaves in the caller's. */
 int dm_heap_take(struct dm_memory *m, struct dm_heap *h, const struct dm_want *want, struct dm_taken *out);
-void dm_heap_give(struct dm_control *c, struct dm_heap *h, const struct dm_block_place *b);
+bool dm_heap_is_small(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want);
+uint32_t dm_heap_aligned_class(const struct dm_want *want); /* the first class that holds it and whose blocks are all aligned */
+/* False: its word is not what it was when b was found, and nothing changes. */
+bool dm_heap_give(struct dm_control *c, struct dm_heap *h, const struct dm_block_place *b);
 /* How much must come for the want to be met: a slab's worth for a small block. */
 uint64_t dm_heap_bytes_to_grow(const struct dm_control *c, const struct dm_heap *h, const struct dm_want *want);
 /* Frees the block if it still stands there with that mark. 1: freed; 0: somebody else has freed it meanwhile; -errno. */
@@ -302,6 +346,26 @@ void dm_warm_count(struct dm_list *l, uint64_t first, uint64_t n); /* these have
 /* Rebuild: counts the warm memsegs of the list again. */
 void dm_warm_recount(struct dm_control *c, struct dm_list *l);
 
+/* fast.c: of the block of a slab that covers the byte at offset, its number, and whether it starts there. */
+uint32_t dm_slab_block_at(uint32_t class_idx, uint32_t offset, bool *is_start);
+
+/* debug.c: --heap-debug. Without it they do nothing. */
+uint64_t dm_debug_bytes(const struct dm_control *c, uint64_t user_bytes); /* how much to ask for */
+uint32_t dm_debug_mark(const struct dm_control *c, uint32_t mark);        /* and with which mark */
+uint64_t dm_debug_user_bytes(const struct dm_control *c, const struct dm_block_place *b);
+/* A block that was taken so: looks at it, fills it, and makes it live. -EBADMSG with the text: somebody wrote there. */
+int dm_debug_taken(struct dm_memory *m, uint64_t vaddr, uint64_t user_bytes);
+/* The block that is to be freed, *out, is live and whole: 0. If it gets poison it is FILLING and ours from then on: is given to the
+ * heap next, or kept after all. -EINVAL: there is none; -EBADMSG with the text: it is damaged. */
+int dm_debug_to_be_freed(struct dm_memory *m, uint64_t vaddr, struct dm_block_place *out);
+void dm_debug_keep(struct dm_memory *m, const struct dm_block_place *b);
+/* What its owner, who is dead, may have filled in part. */
+void dm_debug_refill(struct dm_memory *m, const struct dm_block_place *b);
+int dm_debug_check_guard(const struct dm_control *c, const struct dm_block_place *b, char *text); /* text: DM_ERROR_BYTES */
+static inline bool dm_is_debugged(const struct dm_control *c) { return (c->flags & (DM_CTL_GUARD | DM_CTL_POISON)) != 0; }
+
+/* alloc.c: dm_free() under the heap's lock. */
+int dm_free_locked(struct dm_memory *m, void *block);
 /* alloc.c: chooses the heap by node, grows it if need be; sets the error text. */
 int dm_alloc_taken(struct dm_memory *m, int32_t numa_node, const struct dm_want *want, struct dm_taken *out);
 int dm_judge_sizes(struct dm_memory *m, uint64_t bytes, uint64_t align); /* what no heap of this window can serve */

@@ -77,16 +77,14 @@ static int check_run(struct tally *t, uint64_t page, uint64_t head)
 
 static int check_cells(struct tally *t, uint64_t page, uint32_t class_idx, uint32_t *n_used)
 {
-	uint32_t cells = dm_class_bytes(class_idx) >> DM_CELL_SHIFT;
-
 	for (uint32_t i = 0; i < DM_CELLS_PER_SLAB; i++) {
-		uint32_t mark = atomic_load_explicit(dm_page_cell(t->c, t->l, page) + i, memory_order_relaxed);
+		uint64_t word = atomic_load_explicit(dm_page_cell(t->c, t->l, page) + i, memory_order_relaxed);
 
-		if (mark == 0)
+		if (word == 0)
 			continue;
-		if (i % cells != 0 || i / cells >= dm_class_blocks(class_idx))
-			return broken(t, "a cell word stands at the start of a block: cell", page, i, i / cells * cells);
-		if (check_mark(t, mark, page) != 0)
+		if (i >= dm_class_blocks(class_idx))
+			return broken(t, "a cell word belongs to a block: index", page, i, dm_class_blocks(class_idx));
+		if (check_mark(t, dm_cell_mark(word), page) != 0)
 			return -EBADMSG;
 		++*n_used;
 	}
@@ -322,6 +320,21 @@ int dm_heap_is_valid(struct dm_memory *m, uint32_t heap_idx, char *text, size_t 
 	struct tally t = { .c = m->ctl, .h = dm_heap_at(m->ctl, heap_idx), .text = text, .text_bytes = text_bytes };
 
 	return check_heap(&t);
+}
+
+int dm_heap_check(struct dm_memory *m, uint32_t heap_idx, char *text)
+{
+	struct dm_heap *h = dm_heap_at(m->ctl, heap_idx);
+	int err;
+
+	if (heap_idx >= m->ctl->n_heaps || h->state != 1)
+		return -ENOENT;
+	err = dm_heap_lock(m, h, DM_PRIMARY_WAIT_NS);
+	if (err != 0)
+		return err;
+	err = dm_heap_is_valid(m, heap_idx, text, DM_ERROR_BYTES);
+	dm_heap_unlock(m, h);
+	return err;
 }
 
 #if DM_CHECK >= 2

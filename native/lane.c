@@ -11,7 +11,7 @@
 
 #include "crash.h"
 #include "futex.h"
-#include "memory.h"
+#include "cache.h"
 #include "robust.h"
 
 enum { LANE_STATE_MASK = 0xff, LANE_GEN_SHIFT = 8, LANE_OWNER_SHIFT = 32, LOCK_LANE_MASK = 0xffff, LOCK_GEN_SHIFT = 16 };
@@ -54,24 +54,37 @@ static struct dm_robust_node *node_of(struct dm_lane *lane)
 						 offsetof(struct dm_robust_node, next));
 }
 
-/* Takes lane i for owner_id; only one that is FREE, or LIVE with a dead thread if `from_the_dead`. */
-static bool take_lane(struct dm_control *c, uint32_t i, uint32_t owner_id, bool from_the_dead)
+/* Which lanes are looked for, in this order: what somebody left in caches needs the heap's lock first, which may be held. */
+enum wanted { FREE_AND_EMPTY, FREE_WITH_REST, OF_A_DEAD_THREAD, N_WANTED };
+
+static bool is_wanted(struct dm_control *c, uint32_t i, uint64_t word, enum wanted wanted)
+{
+	switch (wanted) {
+	case FREE_AND_EMPTY:
+		return lane_state(word) == DM_LANE_FREE && dm_caches_are_empty(c, i);
+	case FREE_WITH_REST:
+		return lane_state(word) == DM_LANE_FREE;
+	default:
+		return lane_state(word) == DM_LANE_LIVE && has_died(dm_lane_at(c, i));
+	}
+}
+
+/* *claimed: its word then. */
+static bool take_lane(struct dm_control *c, uint32_t i, uint32_t owner_id, enum wanted wanted, uint64_t *claimed)
 {
 	struct dm_lane *lane = dm_lane_at(c, i);
 	uint64_t old = atomic_load_explicit(&lane->word, memory_order_acquire);
-	uint32_t generation = (lane_generation(old) + 1) & DM_LOCK_GEN_MASK;
-	bool wanted = from_the_dead ? lane_state(old) == DM_LANE_LIVE && has_died(lane) : lane_state(old) == DM_LANE_FREE;
 
-	return wanted && atomic_compare_exchange_strong_explicit(&lane->word, &old,
-								 lane_word(owner_id, generation, DM_LANE_CLAIMED),
-								 memory_order_acq_rel, memory_order_relaxed);
+	*claimed = lane_word(owner_id, (lane_generation(old) + 1) & DM_LOCK_GEN_MASK, DM_LANE_CLAIMED);
+	return is_wanted(c, i, old, wanted) &&
+	       atomic_compare_exchange_strong_explicit(&lane->word, &old, *claimed, memory_order_acq_rel, memory_order_relaxed);
 }
 
-static int find_lane(struct dm_control *c, uint32_t owner_id, uint32_t *lane_idx)
+static int find_lane(struct dm_control *c, uint32_t owner_id, uint32_t *lane_idx, uint64_t *claimed)
 {
-	for (int from_the_dead = 0; from_the_dead < 2; from_the_dead++)
+	for (uint32_t wanted = 0; wanted < N_WANTED; wanted++)
 		for (uint32_t i = 0; i < DM_MAX_LANES; i++)
-			if (take_lane(c, i, owner_id, from_the_dead)) {
+			if (take_lane(c, i, owner_id, (enum wanted)wanted, claimed)) {
 				*lane_idx = i;
 				return 0;
 			}
@@ -94,48 +107,96 @@ static int set_up_liveness(struct dm_lane *lane, struct robust_list_head *own)
 	return 0;
 }
 
-int dm_lane_claim(struct dm_memory *m, struct dm_thread *t)
+/* From this word only: one that was CLAIMED while its process said goodbye may have been declared DEAD, and is the reaper's then. */
+static void free_lane(struct dm_lane *lane, uint64_t word)
 {
-	struct dm_lane *lane;
-	uint64_t word;
-	int err = find_lane(m->ctl, m->owner_id, &t->lane_idx);
-
-	if (err != 0)
-		return dm_fail(m, err, "all %d lanes are taken by attached threads: end some of them", DM_MAX_LANES);
-	DM_CRASH_POINT("lane: claimed");
-	lane = dm_lane_at(m->ctl, t->lane_idx);
-	word = atomic_load_explicit(&lane->word, memory_order_relaxed);
-	err = set_up_liveness(lane, &t->own_robust_list);
-	if (err != 0) {
-		atomic_store_explicit(&lane->word, lane_word(0, lane_generation(word), DM_LANE_FREE), memory_order_release);
-		return dm_fail(m, err, "this C library keeps its robust list in a form that we do not know");
-	}
-	atomic_store_explicit(&lane->word, lane_word(m->owner_id, lane_generation(word), DM_LANE_LIVE), memory_order_release);
-	DM_CRASH_POINT("lane: live");
-	t->lock_word = lane_generation(word) << LOCK_GEN_SHIFT | (t->lane_idx + 1);
-	t->has_lane = true;
-	atomic_fetch_add_explicit(&m->n_lanes, 1, memory_order_relaxed);
-	return 0;
+	atomic_compare_exchange_strong_explicit(&lane->word, &word, lane_word(0, lane_generation(word), DM_LANE_FREE),
+						memory_order_release, memory_order_relaxed);
 }
 
-void dm_lane_release(struct dm_memory *m, struct dm_thread *t)
+static void count_lane(struct dm_control *c, uint32_t lane_idx)
 {
-	struct dm_lane *lane;
+	uint32_t n = atomic_load_explicit(&c->n_lanes_used, memory_order_relaxed);
+
+	while (n <= lane_idx && !atomic_compare_exchange_weak(&c->n_lanes_used, &n, lane_idx + 1))
+		;
+}
+
+/* Its thread has nothing in its caches that it may touch. */
+static void give_lane_back(struct dm_memory *m, struct dm_thread *t)
+{
+	struct dm_lane *lane = dm_lane_at(m->ctl, t->lane_idx);
 	uint32_t generation = t->lock_word >> LOCK_GEN_SHIFT;
 
-	/* A forked child has its parent's dm_thread, but neither its lane nor the control segment. */
-	if (!t->has_lane || atomic_load_explicit(&m->state, memory_order_relaxed) == -ECHILD)
-		return;
-	lane = dm_lane_at(m->ctl, t->lane_idx);
+	dm_caches_fold(m->ctl, t->lane_idx);
 	atomic_store_explicit(&lane->word, lane_word(m->owner_id, generation, DM_LANE_CLAIMED), memory_order_release);
 	DM_CRASH_POINT("lane: claimed again for the release");
 	if (dm_robust_unlink(node_of(lane), live_word(lane)) & FUTEX_WAITERS)
 		dm_futex_wake(live_word(lane), INT_MAX);
 	dm_robust_close(&t->own_robust_list);
+	t->fast = (struct dm_fast){ 0 };
+	atomic_store_explicit(&lane->no_barrier, 0, memory_order_relaxed); /* nobody is inside: others may empty it */
 	DM_CRASH_POINT("lane: unlinked");
 	atomic_store_explicit(&lane->word, lane_word(0, generation, DM_LANE_FREE), memory_order_release);
 	t->has_lane = false;
 	atomic_fetch_sub_explicit(&m->n_lanes, 1, memory_order_release);
+}
+
+/* The lane is CLAIMED by us. */
+static int go_live(struct dm_memory *m, struct dm_thread *t, uint64_t claimed)
+{
+	struct dm_lane *lane = dm_lane_at(m->ctl, t->lane_idx);
+	int err = set_up_liveness(lane, &t->own_robust_list);
+
+	if (err != 0) {
+		free_lane(lane, claimed);
+		return dm_fail(m, err, "this C library keeps its robust list in a form that we do not know");
+	}
+	atomic_store_explicit(&lane->no_barrier, !m->has_barrier, memory_order_relaxed);
+	dm_caches_open(m->ctl, t->lane_idx);
+	atomic_store_explicit(&lane->word, lane_word(m->owner_id, lane_generation(claimed), DM_LANE_LIVE), memory_order_release);
+	DM_CRASH_POINT("lane: live");
+	t->lock_word = lane_generation(claimed) << LOCK_GEN_SHIFT | (t->lane_idx + 1);
+	t->self = (struct dm_self){ .memory = m, .lock_word = t->lock_word, .lane_id = t->lane_idx, .owner_id = m->owner_id };
+	t->has_lane = true;
+	atomic_fetch_add_explicit(&m->n_lanes, 1, memory_order_relaxed);
+	return 0;
+}
+
+int dm_lane_claim(struct dm_memory *m, struct dm_thread *t)
+{
+	uint64_t claimed;
+	int err = find_lane(m->ctl, m->owner_id, &t->lane_idx, &claimed);
+
+	if (err != 0)
+		return dm_fail(m, err, "all %d lanes are taken by attached threads: end some of them", DM_MAX_LANES);
+	DM_CRASH_POINT("lane: claimed");
+	if (atomic_load(&m->state) == -ESHUTDOWN) { /* it sees that, or who waits for our lanes sees this one */
+		free_lane(dm_lane_at(m->ctl, t->lane_idx), claimed);
+		return dm_fail(m, -ESHUTDOWN, "this attachment is closed");
+	}
+	count_lane(m->ctl, t->lane_idx);
+	err = go_live(m, t, claimed);
+	if (err != 0)
+		return err;
+	err = dm_caches_flush(m, t, DM_PRIMARY_WAIT_NS); /* what a thread that died without its process left there */
+	if (err == 0)
+		return 0;
+	give_lane_back(m, t); /* what is entered may be no more: not for use before it was looked at under the lock */
+	return dm_fail(m, err, "all lanes but those whose threads left blocks in their caches are taken, and a process that is stopped "
+			       "holds the lock of the heap that they belong to");
+}
+
+void dm_lane_release(struct dm_memory *m, struct dm_thread *t)
+{
+	/* A forked child has its parent's dm_thread, but neither its lane nor the control segment. */
+	if (!t->has_lane || atomic_load_explicit(&m->state, memory_order_relaxed) == -ECHILD)
+		return;
+	/* An evicted one's locks are taken for a dead one's: the reaper finds the blocks. What a stopped process keeps from being given
+	 * back now stays entered: who empties caches, or is the lane's next user, gives it back. */
+	if (atomic_load_explicit(&m->state, memory_order_relaxed) != -ESTALE)
+		dm_caches_flush(m, t, DM_PRIMARY_WAIT_NS);
+	give_lane_back(m, t);
 }
 
 static struct dm_lane *lane_of(const struct dm_control *c, uint32_t lock_word)
@@ -196,11 +257,25 @@ void dm_lanes_kill(struct dm_control *c, uint32_t owner_id)
 
 		if (lane_state(word) == DM_LANE_FREE || word >> LANE_OWNER_SHIFT != owner_id)
 			continue;
-		atomic_store_explicit(&lane->word, lane_word(owner_id, lane_generation(word), DM_LANE_DEAD),
-				      memory_order_release);
+		/* One whose thread died may be in other hands since it was read. */
+		if (!atomic_compare_exchange_strong(&lane->word, &word, lane_word(owner_id, lane_generation(word), DM_LANE_DEAD)))
+			continue;
 		if (live_word(lane) != NULL)
 			dm_futex_wake(live_word(lane), INT_MAX);
 	}
+}
+
+int dm_lanes_empty_caches(struct dm_memory *m, uint32_t owner_id)
+{
+	int err = 0;
+
+	for (uint32_t i = 0; i < DM_MAX_LANES && err == 0; i++) {
+		uint64_t word = atomic_load_explicit(&dm_lane_at(m->ctl, i)->word, memory_order_acquire);
+
+		if (lane_state(word) == DM_LANE_DEAD && word >> LANE_OWNER_SHIFT == owner_id)
+			err = dm_caches_empty_dead(m, i);
+	}
+	return err;
 }
 
 void dm_lanes_free(struct dm_control *c, uint32_t owner_id)
@@ -210,7 +285,6 @@ void dm_lanes_free(struct dm_control *c, uint32_t owner_id)
 		uint64_t word = atomic_load_explicit(&lane->word, memory_order_acquire);
 
 		if (lane_state(word) != DM_LANE_FREE && word >> LANE_OWNER_SHIFT == owner_id)
-			atomic_store_explicit(&lane->word, lane_word(0, lane_generation(word), DM_LANE_FREE),
-					      memory_order_release);
+			free_lane(lane, word);
 	}
 }

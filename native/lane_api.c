@@ -22,6 +22,11 @@ int dm_thread_register(struct dm_memory *m, uint32_t *lane_id)
 	return err;
 }
 
+const struct dm_self *dm_self(struct dm_memory *m)
+{
+	return dm_thread_register(m, NULL) == 0 ? &dm_thread_get(m)->self : NULL;
+}
+
 void dm_thread_unregister(struct dm_memory *m)
 {
 	dm_thread_leave(m);

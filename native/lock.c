@@ -122,7 +122,7 @@ static int wait_for_lock(const struct waiting *w)
 int dm_lock_acquire(struct dm_memory *m, struct dm_lock *lock, int64_t timeout_ns)
 {
 	struct dm_thread *t = dm_thread_get(m);
-	struct waiting w = { m, t, lock, INT64_MAX };
+	struct waiting w = { m, t, lock, 0 };
 
 	if (t == NULL)
 		return -ENOMEM;
@@ -134,8 +134,7 @@ int dm_lock_acquire(struct dm_memory *m, struct dm_lock *lock, int64_t timeout_n
 	}
 	if (__builtin_expect(lock_swap(lock, 0, t->lock_word), 1))
 		return 0;
-	if (timeout_ns >= 0)
-		w.until_ns = dm_now_ns(CLOCK_MONOTONIC) + timeout_ns;
+	w.until_ns = dm_until_ns(timeout_ns);
 	return wait_for_lock(&w);
 }
 

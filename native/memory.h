@@ -20,20 +20,32 @@
 
 enum { DM_ERROR_BYTES = 512 };
 
+/* What malloc and free need of a thread that has a lane, in one place: fast.c. */
+struct dm_fast {
+	struct dm_cache *home;      /* of the heap of its NUMA node as of its last allocation under a lock; NULL: not known yet, the rest neither */
+	uint64_t first_vaddr, bytes; /* that heap's part of the window; bytes 0: its lists do not follow one another */
+	uint64_t heads_offset, cells_offset; /* of the words of its first page */
+	uint32_t mark, cached_mark; /* of an untagged block of this process; of one in this lane's caches */
+};
+
 /* A thread's own part, made at its first lock, freed by the pthread key's destructor when the thread ends. */
 struct dm_thread {
 	struct dm_memory *memory;
+	struct dm_control *ctl;     /* the memory's */
+	struct dm_fast fast;
 	uint32_t lane_idx;
 	uint32_t lock_word;         /* generation << 16 | lane + 1 */
 	bool has_lane;
 	bool no_waitv;              /* the kernel has no futex_waitv(2) */
 	struct robust_list_head own_robust_list; /* in use if libc keeps none for this thread; robust.c */
+	struct dm_self self;        /* good while has_lane */
 	uint32_t n_read_locks;      /* of the map, nested; map_read.c */
 	struct dm_map_view *view;   /* of the outermost of them */
 	char error[DM_ERROR_BYTES];
 };
 
 struct dm_memory {
+	bool has_barrier;           /* dm_barrier_all() of any process reaches this one; barrier.h */
 	struct dm_control *ctl;     /* mapped read-write; read-only in an offline reader */
 	uint64_t ctl_bytes;
 	uint32_t owner_id;
@@ -48,6 +60,8 @@ struct dm_memory {
 	struct dm_readers *readers; /* event.c */
 	struct dm_seg_fds *seg_fds; /* seg_fd.c; NULL in an offline reader */
 	struct dm_validators *validators; /* validator.c; NULL in the primary */
+	struct dm_mempool_events *mempool_events; /* mempool_event.c; NULL: none yet */
+	struct dm_ports *ports;     /* port.c; NULL: none yet */
 	struct dm_ipc *ipc;         /* ipc.c; NULL in an offline reader */
 	_Atomic uint32_t n_references; /* the attachment, and each thread's part: robust lists run through ctl */
 	void (*release)(struct dm_memory *m); /* of the last reference: deletes thread_key, unmaps ctl, frees m; may be NULL */
@@ -60,17 +74,28 @@ void dm_memory_put(struct dm_memory *m);
 int dm_threads_open(struct dm_memory *m); /* makes thread_key */
 uint32_t dm_threads_close(struct dm_memory *m); /* tests: leaves, and deletes the key */
 void dm_thread_leave(struct dm_memory *m); /* gives back the calling thread's lane and its part */
-struct dm_thread *dm_thread_get(struct dm_memory *m); /* NULL: out of memory */
+struct dm_thread *dm_thread_find(struct dm_memory *m);
+/* The part of the calling thread that was used last, or one without a memory. A memory lives as long as any thread has a part of it, so equal addresses
+ * mean the same one. initial-exec: 8 bytes of the room that every libc keeps for libraries that are loaded late. */
+extern __thread struct dm_thread *dm_thread_last __attribute__((tls_model("initial-exec")));
+static inline struct dm_thread *dm_thread_get(struct dm_memory *m) /* NULL: out of memory */
+{
+	struct dm_thread *t = dm_thread_last;
+
+	return __builtin_expect(t->memory == m, 1) ? t : dm_thread_find(m);
+}
 int dm_fail(struct dm_memory *m, int err, const char *format, ...) __attribute__((format(printf, 3, 4))); /* returns err */
 
 /* lane.c: lanes, liveness, the sweep after a death. */
-int dm_lane_claim(struct dm_memory *m, struct dm_thread *t);    /* -EUSERS: all lanes are taken */
+int dm_lane_claim(struct dm_memory *m, struct dm_thread *t);    /* -EUSERS: all lanes are taken; -ETIMEDOUT: by what others left there */
 void dm_lane_release(struct dm_memory *m, struct dm_thread *t);
 bool dm_lane_is_dead(const struct dm_control *c, uint32_t lock_word); /* of the lane that a lock word names */
 /* Primary, after the pidfd proved death: marks every lane of owner_id DEAD and wakes who waits for their locks. */
 void dm_lanes_kill(struct dm_control *c, uint32_t owner_id);
 /* Primary, after the pidfd proved death: frees every lane of owner_id. The locks must have been swept first. */
 void dm_lanes_free(struct dm_control *c, uint32_t owner_id);
+/* Primary, after dm_lanes_kill(): their caches are emptied. Before the blocks are swept. */
+int dm_lanes_empty_caches(struct dm_memory *m, uint32_t owner_id); /* -ETIMEDOUT: again later */
 /* What the thread of lane lane_idx would write into a lock. */
 uint32_t dm_lane_lock_word(const struct dm_control *c, uint32_t lane_idx);
 /* The liveness word of the lane that a lock word names; NULL: none. */
@@ -85,11 +110,15 @@ uint32_t dm_lock_holder_owner(const struct dm_control *c, const struct dm_lock *
 /* Every public call asks this first: 0 (a primary that is gone leaves the map as it is: allocation goes on), else why not:
  * -ECHILD in a forked child, -ESTALE evicted (its map may be out of date), -ESHUTDOWN detached. dm_unusable: thread.c. */
 int dm_unusable(struct dm_memory *m, int state); /* sets the error text, returns state */
-static inline int dm_usable(struct dm_memory *m)
+static inline bool dm_may_call(const struct dm_memory *m)
 {
 	int state = atomic_load_explicit(&m->state, memory_order_relaxed);
 
-	return __builtin_expect(state == 0 || state == -EPIPE, 1) ? 0 : dm_unusable(m, state);
+	return __builtin_expect(state == 0, 1) || state == -EPIPE;
+}
+static inline int dm_usable(struct dm_memory *m)
+{
+	return dm_may_call(m) ? 0 : dm_unusable(m, atomic_load_explicit(&m->state, memory_order_relaxed));
 }
 
 /* tag.c: its name, also of the reserved ones; "?" if there is no such tag. */
@@ -106,6 +135,7 @@ int dm_zones_rebuild(struct dm_memory *m);                        /* under the z
 /* Makes, seals (shrink, grow, seal) and maps the memfd; the caller owns both. state of the primary is 1, starting. */
 int dm_control_create(const struct dm_control_spec *spec, int *memfd, struct dm_control **out);
 int dm_control_map(int fd, uint64_t bytes, bool read_only, struct dm_control **out);
+void dm_control_set_caches(struct dm_control *c, uint32_t bytes); /* primary_api.h: dm_primary_set_caches() */
 void dm_control_unmap(struct dm_control *c, uint64_t bytes);
 int dm_control_holds(int fd, uint64_t bytes); /* -EPROTO: no file of so many bytes, a mapping of it would be SIGBUS */
 int dm_control_check(const struct dm_control *c, uint64_t bytes); /* magic, version, tables inside bytes, lists inside the window: -EPROTO */

@@ -1,7 +1,7 @@
 /* pages.c - which heap pages of a list are free: a bit each, a counter per 512, and three figures per list.
  *
  * Owns free_bits, groups, and of struct dm_list n_free_pages, low_free, end_free, n_spare: all DERIVED, written under
- * the heap lock, read by anyone (relaxed).
+ * the heap lock, read by anyone (relaxed); and the dirty bits.
  * Law: bit set <=> the page is under a PRESENT memseg and no head covers it. group == number of its bits set.
  * Law at every instant, for the sake of a rebuild that reads as little of a sparse table as it can: a group counter of 0
  * means that all its bits are 0. So bits go before the counter falls, and the counter rises before bits come.
@@ -167,6 +167,49 @@ void dm_pages_reset(struct dm_control *c, struct dm_list *l)
 	atomic_store_explicit(&l->n_spare, 0, memory_order_relaxed);
 	atomic_store_explicit(&l->low_free, end, memory_order_relaxed);
 	atomic_store_explicit(&l->end_free, 0, memory_order_relaxed);
+}
+
+/* ---- dirty bits ---- */
+
+/* Words are shared with pages that others have: by atomic operations. */
+void dm_pages_set_dirty(struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t n, bool dirty)
+{
+	uint64_t at = dm_page_slot(l, first), end = at + n;
+
+	while (at < end) {
+		uint64_t stop = min_u64((at / WORD_BITS + 1) * WORD_BITS, end);
+		uint64_t mask = (UINT64_MAX >> (WORD_BITS - (stop - at))) << (at % WORD_BITS);
+		_Atomic uint64_t *word = dm_dirty_bits_at(c, at / WORD_BITS);
+		uint64_t is = atomic_load_explicit(word, memory_order_relaxed) & mask;
+
+		if (dirty && is != mask)
+			atomic_fetch_or_explicit(word, mask, memory_order_relaxed);
+		else if (!dirty && is != 0)
+			atomic_fetch_and_explicit(word, ~mask, memory_order_relaxed);
+		at = stop;
+	}
+}
+
+bool dm_page_is_dirty(const struct dm_control *c, const struct dm_list *l, uint64_t page)
+{
+	uint64_t at = dm_page_slot(l, page);
+
+	return (atomic_load_explicit(dm_dirty_bits_at(c, at / WORD_BITS), memory_order_relaxed) >> (at % WORD_BITS) & 1) != 0;
+}
+
+bool dm_pages_are_clean(const struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t n)
+{
+	uint64_t at = dm_page_slot(l, first), end = at + n;
+
+	while (at < end) {
+		uint64_t stop = min_u64((at / WORD_BITS + 1) * WORD_BITS, end);
+		uint64_t mask = (UINT64_MAX >> (WORD_BITS - (stop - at))) << (at % WORD_BITS);
+
+		if (atomic_load_explicit(dm_dirty_bits_at(c, at / WORD_BITS), memory_order_relaxed) & mask)
+			return false;
+		at = stop;
+	}
+	return true;
 }
 
 uint64_t dm_pages_greatest_free(const struct dm_control *c, const struct dm_list *l)

@@ -16,9 +16,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "heap.h"
+#include "cache.h"
 #include "ipc.h"
 #include "memory.h"
+#include "mempool.h"
+#include "port.h"
 #include "walks.h"
 #include "wire.h"
 
@@ -131,9 +133,11 @@ void dm_primary_destroy(struct dm_memory *m)
 {
 	struct primary *p = of(m);
 
+	dm_ports_close(m);
 	dm_ipc_destroy(m);
 	dm_bell_stop(p->bell);
 	dm_readers_destroy(m);
+	dm_mempool_events_close(m);
 	dm_seg_fds_destroy(m);
 	if (m->ctl && m->ctl->base_vaddr)
 		dm_window_release(m->ctl->base_vaddr, m->ctl->window_bytes);
@@ -174,6 +178,31 @@ void dm_primary_set_limit(struct dm_memory *m, uint32_t list_idx, uint64_t limit
 	dm_list_at(m->ctl, list_idx)->limit_segments = limit_segments;
 }
 
+void dm_primary_set_caches(struct dm_memory *m, uint32_t bytes)
+{
+	dm_control_set_caches(m->ctl, bytes);
+	for (uint32_t i = 0; bytes == 0 && i < m->ctl->n_heaps; i++)
+		dm_caches_drain(m, dm_heap_at(m->ctl, i), false, DM_PRIMARY_WAIT_NS);
+}
+
+void dm_primary_set_now(struct dm_memory *m, uint32_t now_s)
+{
+	atomic_store_explicit(&m->ctl->now_s, now_s, memory_order_relaxed);
+}
+
+int64_t dm_primary_drain(struct dm_memory *m, int idle_only)
+{
+	int64_t n = 0;
+
+	for (uint32_t i = 0; i < m->ctl->n_heaps; i++) {
+		struct dm_heap *h = dm_heap_at(m->ctl, i);
+		int64_t here = h->state == 1 ? dm_caches_drain(m, h, idle_only != 0, 0) : 0;
+
+		n += here > 0 ? here : 0; /* a lock that is held now: the next tick tries again */
+	}
+	return n;
+}
+
 void dm_primary_set_hysteresis(struct dm_memory *m, uint32_t free_segments)
 {
 	atomic_store(&m->ctl->shrink_hysteresis, free_segments);
@@ -185,6 +214,12 @@ int dm_primary_bell_fd(const struct dm_memory *m)
 }
 
 /* ---- reading somebody else's control segment ---- */
+
+static void release_offline(struct dm_memory *m)
+{
+	pthread_key_delete(m->thread_key);
+	free(m);
+}
 
 int dm_memory_open_offline(int fd, struct dm_memory **out)
 {
@@ -203,6 +238,8 @@ int dm_memory_open_offline(int fd, struct dm_memory **out)
 	}
 	m->ctl_bytes = (uint64_t)st.st_size;
 	m->read_only = true;
+	m->release = release_offline;
+	atomic_store(&m->n_references, 1);
 	err = dm_control_map(fd, m->ctl_bytes, true, &m->ctl);
 	if (!err)
 		err = dm_control_check(m->ctl, m->ctl_bytes);
@@ -214,13 +251,16 @@ int dm_memory_open_offline(int fd, struct dm_memory **out)
 	return 0;
 }
 
+/* Other threads that have used it have parts of it still: it stays in its place, without the control segment, until they have ended.
+ * So nothing else ever has the address by which they would know it again. */
 void dm_memory_close_offline(struct dm_memory *m)
 {
+	atomic_store(&m->state, -ESHUTDOWN);
 	dm_thread_leave(m);
-	pthread_key_delete(m->thread_key);
 	if (m->ctl)
 		dm_control_unmap(m->ctl, m->ctl_bytes);
-	free(m);
+	m->ctl = NULL;
+	dm_memory_put(m);
 }
 
 void dm_control_info_get(const struct dm_memory *m, struct dm_control_info *out)

@@ -1,7 +1,7 @@
 /* primary_api.h - what the primary's Python calls in the C core, as plain declarations that cffi reads as they stand.
  * Exported by libdpdkmem, but no part of the public C API: the primary and its library are always of one build. */
 
-enum { DM_API_LAYOUT_VERSION = 1, DM_API_SLAB_BYTES = 65536, DM_API_SMALL_MAX_BYTES = 8192 };
+enum { DM_API_LAYOUT_VERSION = 2, DM_API_SLAB_BYTES = 65536, DM_API_SMALL_MAX_BYTES = 8192 };
 enum { DM_API_SEG_ABSENT = 0, DM_API_SEG_GROWING = 1, DM_API_SEG_PRESENT = 2, DM_API_SEG_LEAVING = 3, DM_API_SEG_MINIMUM = 0x100, DM_API_SEG_WARM = 0x400 };
 
 /* What a heap that is out of memory asks of the primary. */
@@ -51,6 +51,7 @@ struct dm_control_spec {
 	const struct dm_list_spec *lists;  /* windows follow one another from base_vaddr */
 	const int32_t *heap_nodes;
 	uint32_t iova_mode, flags, primary_pid;
+	uint32_t cache_bytes;       /* as dm_primary_set_caches() */
 };
 struct dm_supply_spec {
 	uint32_t kind;              /* 1 hugetlb memfd, 2 plain memfd */
@@ -61,6 +62,7 @@ struct dm_supply_spec {
 };
 struct dm_reap_report {
 	uint64_t n_reclaimed, reclaimed_bytes, n_orphaned, orphaned_bytes, n_zones_orphaned, n_locks;
+	uint64_t n_pool_objects, n_pool_cached; /* objects of pools that came back: held, and in caches */
 };
 struct dm_owner_info {
 	uint32_t owner_id, state, role, uid;
@@ -90,6 +92,19 @@ void dm_primary_set_state(struct dm_memory *m, uint32_t primary_state);
 void dm_primary_set_channels(struct dm_memory *m, uint32_t n_channels, uint32_t n_ranks); /* -n and -r; 0 unknown */
 void dm_primary_set_limit(struct dm_memory *m, uint32_t list_idx, uint64_t limit_segments);
 void dm_primary_set_hysteresis(struct dm_memory *m, uint32_t free_segments);
+/* How much of each size class a lane may cache: bytes / block size, at least 4 and at most 64 blocks. 0: nothing; what is cached
+ * then goes back. */
+void dm_primary_set_caches(struct dm_memory *m, uint32_t bytes);
+/* Once a second, with the seconds since the control segment was made: the age of blocks counts in them. */
+void dm_primary_set_now(struct dm_memory *m, uint32_t now_s);
+/* Under its lock, for as long as it takes: whether the laws of a heap hold. 0; -EBADMSG and the text (512 bytes). */
+int dm_heap_check(struct dm_memory *m, uint32_t heap_idx, char *text);
+/* With --heap-debug=guard: the next block at or after the cursor behind whose end something was written: 1 and the text (512 bytes);
+ * 0 no more. */
+int dm_debug_find_damaged(struct dm_memory *m, struct dm_block_cursor *cursor, char *text);
+/* Empties the caches of lanes that nobody is inside of; only of those that were idle since the last such call, if idle_only.
+ * Returns how many blocks came back. */
+int64_t dm_primary_drain(struct dm_memory *m, int idle_only);
 /* An eventfd, the memory's: readable after memsegs fell free or warm ones were claimed. */
 int dm_primary_bell_fd(const struct dm_memory *m);
 
@@ -248,3 +263,80 @@ int dm_plugin_validate(uint64_t address, const struct dm_validator_question *que
 /* Messages of programs: this end of a channel whose other end the primary's router has; fd is the memory's from here on, also
  * on failure. -EEXIST: there is one. */
 int dm_mp_adopt(struct dm_memory *m, int fd);
+
+/* ---- AF_XDP (xdp_pool.c, xdp_kernel.c). text has 512 bytes and says why not. ---- */
+
+/* A pool of mbufs as the kernel's umem. */
+struct dm_xdp_umem {
+	uint64_t vaddr, bytes;      /* whole pages of 4 KiB; neighbours of the pool may lie in the first and last, which are never posted */
+	uint32_t chunk_bytes, headroom; /* headroom: of a chunk, up to the packet buffer */
+	uint32_t n_slots;           /* of the pool's table of owners: what posted[] needs */
+	uint32_t room;              /* bytes of a packet that a chunk holds */
+	uint32_t is_unaligned, zerocopy_ok; /* zerocopy_ok 0: chunks would cross pages that are not contiguous for a device */
+};
+/* The pool at this address, if it is one. -ENOENT no pool; -EINVAL it cannot be a umem. */
+int dm_xdp_pool_umem(struct dm_memory *m, uint64_t pool_vaddr, struct dm_xdp_umem *out, char *text);
+
+struct dm_xdp_interface {
+	uint32_t ifindex, mtu, n_queues, is_up, mbps, reserved;
+	uint8_t mac[6];
+	uint8_t pad[2];
+};
+int dm_xdp_interface_get(const char *name, struct dm_xdp_interface *out, char *text); /* of the caller's network namespace */
+
+/* A map of n sockets by queue; a program of n instructions of 8 bytes; its link, which ends with the descriptor. */
+int dm_xdp_map_create(uint32_t n, int *fd, char *text);
+int dm_xdp_map_set(int map_fd, uint32_t queue_id, int socket_fd, char *text);
+/* scatter: it is for packets of several buffers too (Linux 5.18). */
+int dm_xdp_program_load(const uint8_t *instructions, uint32_t n, uint32_t scatter, int *fd, char *text);
+enum { DM_XDP_ATTACH_AUTO = 0, DM_XDP_ATTACH_NATIVE = 1, DM_XDP_ATTACH_GENERIC = 2 };
+/* -EBUSY: another program is attached. *is_native. */
+int dm_xdp_link(int program_fd, uint32_t ifindex, uint32_t how, int *fd, uint32_t *is_native, char *text);
+
+enum { DM_XDP_MODE_AUTO = 0, DM_XDP_MODE_COPY = 1, DM_XDP_MODE_ZEROCOPY = 2 };
+struct dm_xdp_socket_spec {
+	struct dm_xdp_umem umem;
+	uint32_t ifindex, queue_id;
+	uint32_t n_rx, n_tx, n_fill, n_completion; /* powers of two */
+	uint32_t mode, need_wakeup, scatter; /* scatter: packets of several chunks */
+	uint32_t busy_poll_us, busy_budget; /* 0: no busy polling */
+	int32_t shared_fd;          /* a bound socket of the same umem; -1: register it */
+	uint32_t wait_ms;           /* for a queue whose last socket goes this moment */
+};
+/* Blocks for some ms, at most wait_ms more. -EBUSY: the queue has a socket. *is_zerocopy. */
+int dm_xdp_socket_open(const struct dm_xdp_socket_spec *spec, int *fd, uint32_t *is_zerocopy, char *text);
+/* What the kernel dropped in front of the socket, and what it holds unread. */
+int dm_xdp_socket_missed(int fd, uint32_t n_rx, uint64_t *dropped, uint64_t *unread);
+/* Takes the socket out of the map, closes it, and waits until the kernel has let go of all buffers: *missed gets what nobody received.
+ * Blocks: some 20 ms, at most timeout_ms: then -ETIMEDOUT, closed all the same. */
+int dm_xdp_socket_retire(int map_fd, uint32_t queue_id, int fd, uint32_t ifindex, uint32_t n_rx, uint32_t timeout_ms, uint64_t *missed);
+/* 0: no socket has that queue, so the kernel holds no buffer of it; -EBUSY. */
+int dm_xdp_queue_probe(uint32_t ifindex, uint32_t queue_id);
+
+/* Records (xdp_port.c). Not on the loop's thread, one at a time. */
+struct dm_xdp_port_spec {
+	char name[24], spec[176];
+	uint32_t n_queues, reserved;
+	struct dm_xdp_interface nic;
+};
+int dm_xdp_port_make(struct dm_memory *m, const struct dm_xdp_port_spec *spec, uint64_t *record, char *text);
+int dm_xdp_port_free(struct dm_memory *m, uint64_t record, char *text);
+void dm_xdp_port_set_link(uint64_t record, const struct dm_xdp_interface *nic);
+void dm_xdp_port_set_user(uint64_t record, uint32_t owner_id, int on);
+struct dm_xdp_queue_view {
+	uint32_t holder, owner_id, state, n_posted;
+	uint32_t is_held, reserved; /* is_held: by a thread that is not proved dead */
+};
+void dm_xdp_queue_view(const struct dm_memory *m, uint64_t record, uint32_t queue_idx, struct dm_xdp_queue_view *out);
+struct dm_xdp_queue_spec {
+	uint64_t pool;
+	uint32_t n_slots, n_rx, n_tx, reserved;
+};
+/* Before its socket is made; nothing is posted. */
+int dm_xdp_queue_prepare(struct dm_memory *m, uint64_t record, uint32_t queue_idx, const struct dm_xdp_queue_spec *spec, char *text);
+/* -EBUSY a living process has it; -EINVAL the lock word is no lane of owner_id. */
+int dm_xdp_queue_take(struct dm_memory *m, uint64_t record, uint32_t queue_idx, uint32_t lock_word, uint32_t owner_id);
+void dm_xdp_queue_keep(uint64_t record, uint32_t queue_idx); /* its holder died, its socket stays */
+void dm_xdp_queue_stopping(uint64_t record, uint32_t queue_idx);
+/* Its socket has gone: what was posted goes back, FREE. missed: of that socket. Returns how many. */
+uint32_t dm_xdp_queue_free(struct dm_memory *m, uint64_t record, uint32_t queue_idx, uint64_t missed);

@@ -48,15 +48,20 @@ static int move_block(struct dm_memory *m, const struct dm_block_place *b, const
 		.bytes = to->bytes, .align = to->align, .numa_node = to->numa_node, .tag_id = dm_mark_tag(b->mark),
 		.flags = b->mark & DM_TAG_PRIVATE ? DM_ALLOC_PRIVATE : 0,
 	};
+	uint64_t n_bytes;
 	void *moved;
 	int err = dm_alloc(m, &spec, &moved);
 
 	if (err != 0)
 		return err;
-	memcpy(moved, *block, b->bytes < to->bytes ? b->bytes : to->bytes);
-	dm_free(m, *block);
-	*block = moved;
-	return 0;
+	n_bytes = dm_debug_user_bytes(m->ctl, b);
+	memcpy(moved, *block, n_bytes < to->bytes ? n_bytes : to->bytes);
+	err = dm_free(m, *block);
+	if (err != 0)
+		dm_free(m, moved);
+	else
+		*block = moved;
+	return err;
 }
 
 static int resize_block(struct dm_memory *m, const struct resize *to, void **block)
@@ -71,7 +76,7 @@ static int resize_block(struct dm_memory *m, const struct resize *to, void **blo
 	l = dm_list_at(m->ctl, (uint32_t)list_idx);
 	if (!dm_list_is_held(m->ctl, l, m->owner_id))
 		return dm_fail(m, -ENOENT, "realloc 0x%llx: this process has not attached that external memory", (unsigned long long)vaddr);
-	if (may_stay(l, vaddr, to))
+	if (may_stay(l, vaddr, to) && !dm_is_debugged(m->ctl)) /* with --heap-debug it moves, and both are looked at */
 		err = resize_in_place(m, l, vaddr, to->bytes, &b);
 	else
 		err = dm_block_find_start(m->ctl, vaddr, &b) == 0 ? -EAGAIN : -EINVAL;

@@ -1,8 +1,8 @@
 /* reap.c - what a dead session leaves behind. The primary's side, after its pidfd has proved the death.
  *
  * Owns the order: its lanes are marked dead (whoever waits for its locks wakes), the locks that it held are taken over
- * and what they protect is rebuilt, its leases go, its private blocks and half-made memzones are freed, and what it
- * shared is counted and stays: zones, and blocks that others may have pointers to. Last its lanes become free.
+ * and what they protect is rebuilt, its leases go, its caches are emptied, its queues of ports become free, its private and cached
+ * blocks and half-made memzones are freed, and what it shared is counted and stays: zones, and blocks that others may have pointers to. Last its lanes become free.
  * Each step can be repeated: after -ETIMEDOUT (a stopped process holds a lock) the primary calls again later.
  * Blocks are found without a lock and freed one by one under it, so nobody waits for a walk. A dead owner makes no new
  * ones, and its id is not given out before all of them are gone. */
@@ -10,6 +10,8 @@
 #include <stdlib.h>
 
 #include "heap.h"
+#include "mempool.h"
+#include "port.h"
 #include "zone.h"
 
 /* ---- locks ---- */
@@ -142,11 +144,29 @@ static int free_or_count(struct dm_memory *m, const struct dm_block_place *b, bo
 	return freed < 0 ? freed : 0;
 }
 
-static int sweep_block(struct dm_memory *m, const struct zones *zones, const struct dm_block_place *b, bool all,
+/* The zone of a run, of which the list may know nothing: the living give zones to dead owners too (zone_owner.c), and then the record
+ * comes before the mark that led here. 0 or -ENOMEM. */
+static int find_zone(struct dm_memory *m, struct zones *zones, const struct dm_block_place *b, const struct zone_at **z)
+{
+	int err;
+
+	*z = is_zone_run(b) ? zone_of(zones, b) : NULL;
+	if (*z != NULL || !is_zone_run(b))
+		return 0;
+	free(zones->at);
+	err = list_zones(m, zones);
+	*z = err == 0 ? zone_of(zones, b) : NULL;
+	return err;
+}
+
+static int sweep_block(struct dm_memory *m, struct zones *zones, const struct dm_block_place *b, bool all,
 		       struct dm_reap_report *out)
 {
-	const struct zone_at *z = is_zone_run(b) ? zone_of(zones, b) : NULL;
+	const struct zone_at *z;
+	int err = find_zone(m, zones, b, &z);
 
+	if (err != 0)
+		return err;
 	if (z != NULL && z->owner_id != dm_mark_owner(b->mark)) /* died while it freed somebody else's zone, before it did */
 		return dm_zone_return_run(m, z->zone_idx, b, DM_PRIMARY_WAIT_NS);
 	return free_or_count(m, b, z == NULL && (all || dm_mark_is_private(b->mark) || is_zone_run(b)), out);
@@ -176,6 +196,15 @@ int dm_reap_owner(struct dm_memory *m, uint32_t owner_id, struct dm_reap_report 
 	if (err != 0)
 		return err;
 	dm_pins_reap(m->ctl, owner_id);
+	err = dm_lanes_empty_caches(m, owner_id);
+	if (err != 0)
+		return err;
+	err = dm_ports_reap(m, owner_id, out);
+	if (err != 0)
+		return err;
+	err = dm_mempools_reap(m, owner_id, out); /* before the blocks: it hands runs over */
+	if (err != 0)
+		return err;
 	err = sweep_blocks(m, owner_id, false, out);
 	if (err != 0)
 		return err;

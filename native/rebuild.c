@@ -4,7 +4,7 @@
  * the lock (dm_heap.needs_rebuild). It reads the heap's memsegs only. A slab without a block in it ends here: its cutter died
  * before the first, or its last block's freer before it could give it back. The scan may itself be killed and begun again.
  * Cost: one word per heap page present, one per block of a slab. n_mallocs and n_frees cannot be recomputed: they stay. */
-#include "heap.h"
+#include "cache.h"
 
 static void reset_heap(struct dm_heap *h)
 {
@@ -84,6 +84,7 @@ int dm_heap_rebuild(struct dm_memory *m, uint32_t heap_idx)
 	reset_heap(h);
 	for (uint32_t i = 0; i < h->n_lists; i++)
 		rebuild_list(m->ctl, h, dm_list_at(m->ctl, h->lists[i]));
+	dm_caches_settle(m->ctl, h);
 	dm_count(&h->n_rebuilds, 1);
 	return 0;
 }

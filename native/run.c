@@ -120,6 +120,8 @@ static void cover_pages(struct dm_control *c, const struct dm_place *p, uint64_t
 
 	dm_pages_mark_used(c, l, p->page, p->n_pages);
 	DM_CRASH_POINT("run: bits taken, no head");
+	atomic_store_explicit(dm_birth_at(c, dm_page_slot(l, p->page)), atomic_load_explicit(&c->now_s, memory_order_relaxed),
+			      memory_order_relaxed);
 	write_hints(c, l, p->page, 1, p->n_pages);
 	DM_CRASH_POINT("run: hints, no head");
 	dm_head_commit(c, l, p->page, head);
@@ -156,10 +158,21 @@ static int find_place(struct dm_control *c, struct dm_heap *h, const struct dm_r
 	return found && best->n_pages <= DM_RUN_MAX_PAGES ? 0 : -ENOMEM;
 }
 
+/* Before anybody can write there. */
+static void mark_dirty(struct dm_control *c, struct dm_place *p, bool keeps_clean)
+{
+	const struct dm_list *l = dm_list_at(c, p->list_idx);
+
+	p->was_clean = !keeps_clean && dm_pages_are_clean(c, l, p->page, p->n_pages);
+	if (!keeps_clean)
+		dm_pages_set_dirty(c, l, p->page, p->n_pages, true);
+}
+
 int dm_run_take(struct dm_control *c, struct dm_heap *h, const struct dm_run_want *want, struct dm_place *out)
 {
 	if (find_place(c, h, want, out) != 0)
 		return -ENOMEM;
+	mark_dirty(c, out, want->keeps_clean);
 	cover_pages(c, out, dm_head_run(out->n_pages, want->mark));
 	dm_count(&h->n_blocks, 1);
 	dm_count(&h->block_bytes, out->n_pages << DM_HEAP_PAGE_SHIFT);
@@ -174,20 +187,24 @@ int dm_run_take_slab(struct dm_control *c, struct dm_heap *h, const struct dm_sm
 
 	if (find_place(c, h, &run, out) != 0)
 		return -ENOMEM;
+	mark_dirty(c, out, false);
 	cover_pages(c, out, dm_head_slab(want->class_idx, dm_mark_owner(want->mark)));
 	return 0;
 }
 
-void dm_run_give(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t page)
+bool dm_run_give(struct dm_control *c, struct dm_heap *h, struct dm_list *l, uint64_t page, uint64_t head)
 {
-	uint64_t n_pages = dm_head_pages(dm_head_load(c, l, page));
+	uint64_t n_pages = dm_head_pages(head);
 
-	dm_head_commit(c, l, page, DM_HEAD_FREE);
+	if (!atomic_compare_exchange_strong_explicit(dm_page_head(c, l, page), &head, DM_HEAD_FREE, memory_order_acq_rel,
+						     memory_order_relaxed))
+		return false;
 	DM_CRASH_POINT("run: given back, bits not yet");
 	dm_pages_mark_free(c, l, page, n_pages);
 	DM_CRASH_POINT("run: given back, figures not yet");
 	dm_count(&h->n_blocks, UINT64_MAX);
 	dm_count(&h->block_bytes, 0 - (n_pages << DM_HEAP_PAGE_SHIFT));
+	return true;
 }
 
 static bool can_grow(const struct dm_control *c, const struct dm_list *l, uint64_t from, uint64_t to)
@@ -204,6 +221,7 @@ bool dm_run_resize(struct dm_control *c, struct dm_heap *h, struct dm_list *l, u
 		if (!can_grow(c, l, page + old, page + n_pages))
 			return false;
 		dm_pages_mark_used(c, l, page + old, n_pages - old);
+		dm_pages_set_dirty(c, l, page + old, n_pages - old, true);
 		write_hints(c, l, page, old, n_pages);
 		DM_CRASH_POINT("run: about to grow in place");
 	}

@@ -25,7 +25,7 @@ typedef unsigned long long ull;
  * that a rebuild found earlier than we came has its first page marked free or covered. */
 static bool is_uncounted(const struct dm_control *c, const struct dm_list *l, uint64_t first, uint64_t n)
 {
-	struct dm_block_place b;
+	uint64_t at, cover;
 
 	for (uint64_t seg = first; seg < first + n; seg++) {
 		uint64_t page = seg * dm_seg_pages(l), head = dm_head_load(c, l, page);
@@ -33,7 +33,7 @@ static bool is_uncounted(const struct dm_control *c, const struct dm_list *l, ui
 		if (dm_page_is_free(c, l, page) || dm_head_kind_of(head) == DM_HEAD_RUN ||
 		    dm_head_kind_of(head) == DM_HEAD_SLAB)
 			return false;
-		if (dm_head_kind_of(head) == DM_HEAD_CONT && dm_block_find(c, dm_page_vaddr(l, page), &b) == 0)
+		if (dm_head_kind_of(head) == DM_HEAD_CONT && dm_head_cover(c, l, page, &at, &cover) == 0)
 			return false;
 	}
 	return true;
@@ -47,8 +47,12 @@ uint64_t dm_heap_commit_segments(struct dm_memory *m, uint32_t list_idx, uint64_
 	struct dm_list *l = dm_list_at(c, list_idx);
 	struct dm_heap *h = dm_heap_at(c, l->heap_idx);
 	bool locked = dm_heap_lock(m, h, DM_PRIMARY_WAIT_NS) == 0;
-	uint64_t seq = dm_map_change(c, list_idx, first, n, state, event_type);
+	uint64_t seq;
 
+	/* Fresh pages are zero: the kernel's, but for files of a former owner, and for what a program brought. */
+	dm_pages_set_dirty(c, l, first * dm_seg_pages(l), n * dm_seg_pages(l),
+			   l->external != 0 || (c->flags & DM_CTL_USED_PAGES) != 0);
+	seq = dm_map_change(c, list_idx, first, n, state, event_type);
 	if (!locked) {
 		atomic_store(&h->needs_rebuild, 1);
 		return seq;

@@ -13,16 +13,25 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "barrier.h"
 #include "memory.h"
 #include "walks.h"
+
+/* Of a thread that has none: of no memory. */
+static struct dm_thread nobody;
+
+__thread struct dm_thread *dm_thread_last = &nobody;
 
 static void thread_end(void *arg)
 {
 	struct dm_thread *t = arg;
 	struct dm_memory *m = t->memory;
 
+	if (dm_thread_last != t)
+		dm_thread_last = t; /* what follows may ask for it, and finds it nowhere else any more */
 	dm_map_read_drop(m, t);
 	dm_lane_release(m, t);
+	dm_thread_last = &nobody;
 	free(t);
 	dm_memory_put(m);
 }
@@ -46,6 +55,8 @@ void dm_thread_leave(struct dm_memory *m)
 int dm_threads_open(struct dm_memory *m)
 {
 	atomic_store_explicit(&m->n_lanes, 0, memory_order_relaxed);
+	dm_thread_last = &nobody; /* a child of fork(2) may open another memory in the same place */
+	m->has_barrier = dm_barrier_register() == 0;
 	return -pthread_key_create(&m->thread_key, thread_end);
 }
 
@@ -56,21 +67,25 @@ uint32_t dm_threads_close(struct dm_memory *m)
 	return atomic_load_explicit(&m->n_lanes, memory_order_acquire);
 }
 
-struct dm_thread *dm_thread_get(struct dm_memory *m)
+struct dm_thread *dm_thread_find(struct dm_memory *m)
 {
 	struct dm_thread *t = pthread_getspecific(m->thread_key);
 
-	if (t != NULL)
+	if (t != NULL) {
+		dm_thread_last = t;
 		return t;
+	}
 	t = calloc(1, sizeof(*t));
 	if (t == NULL)
 		return NULL;
 	t->memory = m;
+	t->ctl = m->ctl;
 	if (pthread_setspecific(m->thread_key, t) != 0) {
 		free(t);
 		return NULL;
 	}
 	atomic_fetch_add(&m->n_references, 1);
+	dm_thread_last = t;
 	return t;
 }
 

@@ -20,6 +20,8 @@
  *  | waiting for a lock               | a WAITERS bit too many         | next unlock: one needless wake                  |
  *  | allocating, before the commit    | derived bits only              | rebuild                                         |
  *  | allocating, after the commit     | a block with a dead owner      | reaper: private reclaimed, shared is orphaned   |
+ *  | with blocks in its caches        | cached words of a dead owner   | reaper: empties the caches, frees the blocks    |
+ *  | emptying another lane's cache    | its drain flag; some are free  | next locker: goes on with it (cache.c)          |
  *  | freeing, before / after commit   | block live / derived bits off  | as above / rebuild                              |
  *  | reserving or freeing a zone      | run tagged memzone, no zone    | reaper: dm_reap_owner() frees it                |
  *  | changing a bit of an array       | the bit, a count that is off   | next locker: counts again                       |
@@ -36,8 +38,7 @@
  *  |                                  |                                | cleared when it is taken again                  |
  *  | primary: changing the page index | stale, or half rebuilt         | readers fall back; adopting primary: rebuilds   |
  *
- * Leaves out on purpose: per-lane caches (the words and laws here allow them: a cached block is a cell word with
- * tag DM_TAG_CACHED), pointers, pthread objects (their owners are thread ids, which collide across PID namespaces).
+ * Leaves out on purpose: pointers, pthread objects (their owners are thread ids, which collide across PID namespaces).
  */
 #ifndef DM_TYPES_H
 #define DM_TYPES_H
@@ -50,7 +51,7 @@
 #include <stdint.h>
 
 enum {
-	DM_LAYOUT_VERSION = 1,      /* equality is demanded of every peer: the layout is not negotiated */
+	DM_LAYOUT_VERSION = 2,      /* equality is demanded of every peer: the layout is not negotiated */
 	DM_CACHE_LINE = 64,         /* bytes */
 	DM_NAME_BYTES = 32,         /* names with NUL: zones, tags, owners, heaps (DPDK: RTE_MEMZONE_NAMESIZE) */
 	DM_SESSION_ID_BYTES = 16,   /* random, from getrandom(2) */
@@ -75,6 +76,10 @@ enum {
 	DM_SMALL_MAX_BYTES = 8192,  /* bigger blocks are runs of heap pages */
 	DM_N_CLASSES = 32,          /* room for the size classes up to DM_SMALL_MAX_BYTES; heap.c has the table */
 	DM_GROUP_PAGES = 512,       /* heap pages (2 MiB) that share one free counter */
+	DM_CACHE_HEAPS = 8,         /* heaps 0..7 have caches: those of NUMA nodes */
+	DM_CACHE_RUN_PAGES = 16,    /* runs up to 64 KiB are cached too */
+	DM_CACHE_CLASSES = 24 + DM_CACHE_RUN_PAGES, /* size classes, then runs of 1, 2, ... pages */
+	DM_CACHE_DEPTH = 64,        /* most blocks of one class in a cache */
 };
 #define DM_MAGIC UINT64_C(0x3130636d6b647064) /* "dpdkmc01" */
 
@@ -100,7 +105,8 @@ struct dm_lane {
 	_Atomic uint32_t live_offset; /* bytes from the lane's start to its liveness word; 0: not set up yet */
 	uint32_t waits_for;         /* lock offset in the control segment / 4; for people only; own thread */
 	uint64_t n_takeovers;       /* locks taken from the dead; own thread */
-	uint64_t reserved0[5];
+	_Atomic uint32_t no_barrier; /* own thread, at its claim: 1 its process could not register (barrier.h): no other lane looks into its caches */
+	uint32_t reserved0[9];
 	uint8_t live[192];          /* own thread; the kernel at its death; waiters OR FUTEX_WAITERS into the word */
 };
 static_assert(sizeof(struct dm_lane) == 256, "a lane is four cache lines");
@@ -198,23 +204,33 @@ static_assert(sizeof(struct dm_list) == 192, "a list is three cache lines");
 
 /* Head word of a heap page (64 bits, TRUTH unless CONT): kind in bits 0..2.
  *   FREE  0                              no block starts here
- *   RUN   bits 3..31 pages, 32..47 owner id, 48..63 tag id: a block of whole heap pages starts here
+ *   RUN   bits 3..31 pages, 32..63 mark: a block of whole heap pages starts here
  *   SLAB  bits 3..10 size class, 32..47 id of the owner that cut it: 16 pages of cells start here
  *   CONT  bits 3..31 distance back to the head: a HINT, true only if that head covers this page
  * Law: walking the pages of PRESENT memsegs from head to head never runs past a memseg that is not PRESENT.
- * Cell word (32 bits, TRUTH): 0 free, else owner id << 16 | tag id | private bit; stands at the first cell of its block.
- * Law: a cell word is non-zero only under a SLAB head and only at a multiple of the class size. */
+ * Cell word (64 bits, TRUTH): 0 free, else birth << 32 | mark: one for each block of a slab, the first at the slab's first cell.
+ * Law: a cell word is non-zero only under a SLAB head, and only for an index below the number of blocks of its class.
+ * Mark (32 bits): owner id << 16 | private bit | tag id; or owner id << 16 | DM_TAG_CACHED | lane: in that lane's cache.
+ * Under --heap-debug a block that is being taken or freed carries DM_TAG_FILLING: the owner in its word, who may be another than the
+ * one who had it, fills it with a pattern. It is no live block, and nobody else frees it; that of a dead owner is the reaper's.
+ * Birth: seconds since the control segment was made (dm_control.now_s). That of a run is births[] of its first page.
+ * Law: the word of a block is changed by plain stores only by threads of the owner that it names, or under the heap's lock by
+ * who found the owner of the word, or its cache, at rest; by everybody else by compare-and-swap. So a block that is freed by
+ * one process while the reaper frees what its dead owner left goes one way only.
+ * Dirty bit of a heap page: 0 means that the page is all zero. Set when the page is handed out, by whoever it was handed to or
+ * earlier; cleared by the primary when fresh memory comes. */
 enum dm_head_kind { DM_HEAD_FREE = 0, DM_HEAD_RUN = 1, DM_HEAD_SLAB = 2, DM_HEAD_CONT = 3 };
-enum { DM_TAG_NONE = 0, DM_TAG_MEMZONE = 1, DM_TAG_FIRST_USER = 8, DM_TAG_CACHED = 0x7fff };
+enum { DM_TAG_NONE = 0, DM_TAG_MEMZONE = 1, DM_TAG_FIRST_USER = 8, DM_TAG_FILLING = 0x2000 /* | tag */, DM_TAG_CACHED = 0x4000 /* | lane */ };
 #define DM_TAG_PRIVATE UINT32_C(0x8000) /* in the 16 tag bits: reclaimed when its owner dies, not kept as orphaned */
-#define DM_TAG_MASK UINT32_C(0x7fff)
+#define DM_TAG_MASK UINT32_C(0x5fff) /* tag id; of a cached one with DM_TAG_CACHED */
 
 /* Per slab (16 heap pages), DERIVED, heap lock. */
 struct dm_slab {
 	uint16_t n_free;            /* blocks */
 	uint16_t scan_from;         /* block index where the next search starts */
 	uint32_t next, prev;        /* partial list of its class: slab index (first heap page / 16) + 1, 0 ends */
-	uint32_t reserved0;
+	uint16_t fresh_from;        /* blocks from here on were never handed out since the slab was cut from zero pages */
+	uint16_t reserved0;
 };
 static_assert(sizeof(struct dm_slab) == 16, "four slabs a line");
 
@@ -236,8 +252,39 @@ struct dm_heap {
 	_Atomic uint64_t n_mallocs, n_frees, n_rebuilds, n_takeovers;
 	_Atomic uint64_t n_small_blocks, n_slabs;
 	uint32_t partial[DM_N_CLASSES]; /* DERIVED: first partial slab of each class, index + 1 */
+	_Atomic uint64_t n_cache_mallocs, n_cache_frees; /* any, by atomic addition: what caches of ended lanes counted */
+	uint8_t pad1[48];
 };
-static_assert(sizeof(struct dm_heap) == 768, "a heap is twelve cache lines");
+static_assert(sizeof(struct dm_heap) == 832, "a heap is thirteen cache lines");
+
+/* ---- caches ---------------------------------------------------------------------------------------------------- */
+
+/* What a lane has taken out of a heap, a few blocks at a time, and not handed out yet, or got back and not returned yet: one
+ * cache for each lane and heap, touched only when used. A block is cached because its word says so (DM_TAG_CACHED, owner,
+ * lane); the entries here only find it. So a death loses nothing: the reaper frees what words name the dead.
+ * Who may touch a cache: its lane's thread, between busy = 1 and busy = 0, if drain is 0; or whoever has the heap's lock: the lane
+ * itself, or another that has set drain to ASKED, executed a barrier for all (barrier.h), read busy == 0, and set drain to EMPTYING.
+ * Law (under the lock, at rest): the blocks whose words name the lane are exactly its n[] entries. While drain is EMPTYING, entries
+ * whose words say otherwise are leftovers of a drain that was cut short: cache.c drops them. ASKED, cut short, has changed nothing,
+ * and the lane may be inside. tests/model/cache.pml is this protocol for a model checker. */
+enum dm_drain { DM_DRAIN_NONE = 0, DM_DRAIN_ASKED = 1, DM_DRAIN_EMPTYING = 2 };
+struct dm_cache_entry {
+	_Atomic uint64_t vaddr;     /* | 1: the block is all zero */
+	_Atomic uint64_t word_offset; /* of its cell or head word in the control segment */
+};
+struct dm_cache {
+	_Atomic uint32_t busy;      /* the lane's thread */
+	_Atomic uint32_t drain;     /* heap lock; enum dm_drain */
+	_Atomic uint64_t n_mallocs; /* the lane's thread: blocks handed out on the fast path, since the lane was claimed */
+	_Atomic uint64_t n_given;   /* heap lock: blocks given back to the heap less those taken from it; so what was freed into the cache is
+				     * n_mallocs + n_given + what is in it */
+	_Atomic uint64_t seen_ops;  /* primary: n_mallocs and the entries when it looked last */
+	uint8_t pad[32];
+	_Atomic uint16_t n[64];     /* entries of each class; DM_CACHE_CLASSES are used */
+	struct dm_cache_entry entries[DM_CACHE_CLASSES][DM_CACHE_DEPTH];
+	uint8_t pad1[3904];
+};
+static_assert(sizeof(struct dm_cache) == 45056, "eleven kernel pages");
 
 /* ---- external memory ------------------------------------------------------------------------------------------- */
 
@@ -380,7 +427,10 @@ struct dm_control {
 	uint64_t free_bits_offset;               /* one bit a heap page, DERIVED */
 	uint64_t groups_offset, n_groups;        /* uint16_t free pages in each group, DERIVED */
 	uint64_t slabs_offset;                   /* struct dm_slab, one per 16 heap pages */
-	uint64_t cells_offset;                   /* uint32_t each, one per 64 B of window: 6.25 %, touched only under slabs */
+	uint64_t cells_offset;                   /* uint64_t each, room for one per 64 B of window: 12.5 %, touched only under slabs */
+	uint64_t births_offset;                  /* uint32_t for each heap page: of the run that starts there */
+	uint64_t dirty_bits_offset;              /* one bit a heap page */
+	uint64_t caches_offset;                  /* struct dm_cache for each lane and cached heap */
 	uint64_t external_offset;                /* struct dm_external */
 	uint64_t n_external_pages;               /* of n_heap_pages (and of n_memsegs): room for external memory, behind the window's */
 	/* hot, each writer in its own line */
@@ -391,6 +441,9 @@ struct dm_control {
 	alignas(DM_CACHE_LINE) _Atomic uint32_t bell; /* any: 1 and a wake when memsegs fell free or warm ones were claimed; the primary's bell thread clears */
 	_Atomic uint32_t shrink_hysteresis; /* primary: free memsegs that each list keeps */
 	_Atomic uint64_t readers_wait_until_ns; /* primary: new read locks of the map wait until then; CLOCK_MONOTONIC, 0: not */
+	_Atomic uint32_t now_s;     /* primary, once a second: since started_ns */
+	_Atomic uint32_t n_lanes_used; /* any, only up: lanes at or above this index were never claimed */
+	_Atomic uint16_t cache_depths[DM_CACHE_CLASSES]; /* primary: most entries of each class in a lane's cache; 0 none are cached */
 	_Atomic uint32_t dma_mask_bits; /* any, only down: 0 none, else memory has IOVAs below 1 << bits; iova.c */
 	alignas(DM_CACHE_LINE) struct dm_lock zone_lock;   /* any */
 	_Atomic uint32_t zones_need_rebuild;
@@ -413,7 +466,10 @@ enum {
 	DM_CTL_MATCH_ALLOCATIONS = 1,
 	DM_CTL_NO_SHRINK = 2,
 	DM_CTL_GUARD_DENIED = 4,
-	DM_CTL_LEGACY = 8           /* --legacy-mem: all memory came at start, and stays */
+	DM_CTL_LEGACY = 8,          /* --legacy-mem: all memory came at start, and stays */
+	DM_CTL_USED_PAGES = 16,     /* --huge-unlink=never: pages that come may have been used before */
+	DM_CTL_GUARD = 32,          /* --heap-debug; debug.c */
+	DM_CTL_POISON = 64
 };
 
 /* Address of element i of a table. One helper per table, so that no other file does offset arithmetic. */
@@ -439,7 +495,10 @@ DM_TABLE(_Atomic uint64_t, head_at, heads_offset)
 DM_TABLE(_Atomic uint64_t, free_bits_at, free_bits_offset)
 DM_TABLE(_Atomic uint16_t, group_at, groups_offset)
 DM_TABLE(struct dm_slab, slab_at, slabs_offset)
-DM_TABLE(_Atomic uint32_t, cell_at, cells_offset)
+DM_TABLE(_Atomic uint64_t, cell_at, cells_offset)
+DM_TABLE(_Atomic uint32_t, birth_at, births_offset)
+DM_TABLE(_Atomic uint64_t, dirty_bits_at, dirty_bits_offset)
+DM_TABLE(struct dm_cache, cache_at, caches_offset)
 DM_TABLE(struct dm_external, external_table, external_offset)
 
 #endif

@@ -41,7 +41,7 @@ int dm_malloc_validate(struct dm_memory *m, const void *block, size_t *bytes)
 			       (ull)(vaddr - b.vaddr), what);
 	}
 	if (bytes != NULL)
-		*bytes = b.bytes;
+		*bytes = dm_debug_user_bytes(m->ctl, &b);
 	return 0;
 }
 
@@ -63,6 +63,6 @@ int dm_free_sensitive(struct dm_memory *m, void *block)
 		return err;
 	if (dm_block_find_start(m->ctl, (uintptr_t)block, &b) != 0)
 		return dm_block_refuse(m, (uintptr_t)block, "free_sensitive");
-	explicit_bzero(block, b.bytes);
+	explicit_bzero(block, dm_debug_user_bytes(m->ctl, &b));
 	return dm_free(m, block);
 }

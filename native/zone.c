@@ -281,8 +281,7 @@ int dm_zone_return_run(struct dm_memory *m, uint32_t i, const struct dm_block_pl
 	return 0;
 }
 
-/* -EINVAL: that reservation is gone. 1: the record is gone, *b is its run and in the books of owner_id. 0: it had no run. */
-static int remove_record(struct dm_memory *m, uint32_t zone_idx, uint32_t generation, uint32_t owner_id, struct dm_block_place *b)
+int dm_zone_remove_record(struct dm_memory *m, uint32_t zone_idx, uint32_t generation, uint32_t owner_id, struct dm_block_place *b)
 {
 	struct dm_zone z;
 	bool has_run;
@@ -304,7 +303,7 @@ int dm_zone_forget(struct dm_memory *m, uint32_t zone_idx, uint32_t generation, 
 
 	if (err != 0)
 		return err;
-	err = remove_record(m, zone_idx, generation, owner_id, &b);
+	err = dm_zone_remove_record(m, zone_idx, generation, owner_id, &b);
 	dm_zone_unlock(m);
 	return err < 0 ? err : 0;
 }
@@ -318,7 +317,7 @@ int dm_memzone_free(struct dm_memory *m, uint32_t zone_idx, uint32_t generation)
 		err = dm_zone_lock(m, -1);
 	if (err != 0)
 		return err;
-	err = remove_record(m, zone_idx, generation, m->owner_id, &b);
+	err = dm_zone_remove_record(m, zone_idx, generation, m->owner_id, &b);
 	dm_zone_unlock(m);
 	DM_CRASH_POINT("zone: record gone, run not");
 	if (err == 1)

@@ -23,7 +23,7 @@ from dpdkmem.shared.errors import (
     Unsupported,
 )
 from dpdkmem.shared.model import OwnerState, PinKind
-from dpdkmem.shared.option_values import MAX_HYSTERESIS
+from dpdkmem.shared.option_values import MAX_HYSTERESIS, MAX_LANE_CACHE
 from dpdkmem.shared.units import MAX_VALUE
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class AdminVerbs:
             AdminVerb.EVICT: self._evict,
             AdminVerb.SET_HYSTERESIS: self._set_hysteresis,
             AdminVerb.SET_WARM_RESERVE: self._set_warm_reserve,
+            AdminVerb.SET_LANE_CACHE: self._set_lane_cache,
+            AdminVerb.CHECK: self._check,
         }
 
     def run(self, verb: str, args: Mapping[str, object], actor: Actor, done: Done) -> None:
@@ -186,6 +188,7 @@ class AdminVerbs:
         args.end()
         self._require_growing("giving memory back")
         before = {info.list_idx: info.n_present for info in self._primary.native.lists()}
+        self._primary.native.drain_caches(idle_only=False)
         self._primary.growth.shrink(0)
         after = self._primary.native.lists()
         leaving = sum((before[info.list_idx] - info.n_present) * info.page_bytes for info in after)
@@ -259,6 +262,21 @@ class AdminVerbs:
         self._primary.growth.shrink(quota.keep_segments())
         row: dict[str, object] = {"before_segments": before, "n_segments": n_segments}
         self._tell(AdminVerb.SET_HYSTERESIS, actor, **row)
+        done(row)
+
+    def _check(self, args: _Args, actor: Actor, done: Done) -> None:
+        args.end()
+        laws, damaged = self._primary.native.check_heaps()
+        self._tell(AdminVerb.CHECK, actor, n_broken=len(laws), n_damaged=len(damaged))
+        done({"broken": laws, "damaged": damaged})
+
+    def _set_lane_cache(self, args: _Args, actor: Actor, done: Done) -> None:
+        n_bytes = args.number("n_bytes", MAX_LANE_CACHE)
+        args.end()
+        before = self._primary.lane_cache_bytes
+        self._primary.set_lane_cache(n_bytes)
+        row: dict[str, object] = {"before_bytes": before, "n_bytes": n_bytes}
+        self._tell(AdminVerb.SET_LANE_CACHE, actor, **row)
         done(row)
 
     def _set_warm_reserve(self, args: _Args, actor: Actor, done: Done) -> None:

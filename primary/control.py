@@ -28,17 +28,18 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import zmq
 
-from dpdkmem.shared import control_wire, explain, snapshot
+from dpdkmem.shared import control_wire, explain, port_report, snapshot
 from dpdkmem.shared.control_wire import ErrorFields, Topic, Verb
 from dpdkmem.shared.errors import ConfigError, DpdkmemError, InternalError, PeerProtocolError, errno_error
+from dpdkmem.shared.explain import ExplainSource
 from dpdkmem.shared.model import UsageBy
+from dpdkmem.shared.port_report import PortSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from dpdkmem.primary.limits import LimitRecord
     from dpdkmem.shared.control_wire import Request
-    from dpdkmem.shared.explain import ExplainSource
     from dpdkmem.shared.quota_report import MemoryLimits
     from dpdkmem.shared.runtime import RuntimePaths
     from dpdkmem.shared.snapshot import EventFields, RoundFields, SessionExtra, TimingFields
@@ -51,11 +52,15 @@ _EVENT_QUEUE: Final = 10_000  # events that wait for one subscriber
 _PRIVATE_MODE: Final = 0o600
 
 
+class OpsSource(ExplainSource, PortSource, Protocol):
+    """What all reports are made from."""
+
+
 class QueryBackend(Protocol):
     """What the daemon tells of itself. Called on its loop thread, between two of its own steps; must not block."""
 
     @property
-    def memory(self) -> ExplainSource:
+    def memory(self) -> OpsSource:
         """The primary's own memory."""
 
     def session_extras(self) -> Mapping[int, SessionExtra]:
@@ -205,7 +210,7 @@ class ControlServer:
             refusal = ErrorFields(InternalError.code, "a bug: see the log of the primary", retryable=False)
         return control_wire.encode_error(request_id, refusal)
 
-    def _report(self, request: Request) -> Mapping[str, object]:
+    def _report(self, request: Request) -> Mapping[str, object]:  # noqa: C901 - a line for each verb
         memory = self._backend.memory
         args = _Args(request.args)
         match _verb(request.verb):
@@ -216,7 +221,7 @@ class ControlServer:
             case Verb.SEGMENTS:
                 return snapshot.segments_report(memory)
             case Verb.HEAPS:
-                return snapshot.heaps_report(memory, args.usage_by())
+                return snapshot.heaps_report(memory, args.usage_by(), args.older_s())
             case Verb.ZONES:
                 return snapshot.zones_report(memory)
             case Verb.SESSIONS:
@@ -231,6 +236,8 @@ class ControlServer:
                 return self._config()
             case Verb.EXPLAIN:
                 return explain.explain_report(memory, args.address())
+            case Verb.PORTS:
+                return port_report.ports_report(memory)
 
     def _stats(self) -> snapshot.StatsReport:
         return {
@@ -279,8 +286,14 @@ class _Args:
         by = self._args.get("by", "owner")
         found = next((known for known in UsageBy if known.name.lower() == by), None)
         if found is None:
-            raise ConfigError(f"heaps by {by!r}: there is owner, tag, size")
+            raise ConfigError(f"heaps by {by!r}: there is owner, tag, size, owner_tag")
         return found
+
+    def older_s(self) -> int:
+        older_s = self._args.get("older_s", 0)
+        if not isinstance(older_s, int) or older_s < 0:
+            raise ConfigError(f"blocks older than {older_s!r}: a number of seconds is wanted")
+        return older_s
 
     def n_last(self) -> int:
         n_last = self._args.get("n_last", snapshot.DEFAULT_EVENTS)

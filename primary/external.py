@@ -3,9 +3,9 @@
 Owns the steps of each request, the descriptors of shared chunks (added with an fd), and their undoing. The tables are C's
 (native/external.c, with the laws of types.h); how a round runs is publication.py's.
 
-    add:    judge -> list (GROWING) -> [shared: map here, EXTERNAL_FILE, MAP round] -> answer: the asker zeroes it
+    add:    judge -> list (GROWING) -> [shared: map here, devices, EXTERNAL_FILE, MAP round] -> answer: the asker zeroes it
             -> COMMIT -> PRESENT, the heap's, ALLOC event
-    remove: heap gives it up (LEAVING), FREE event -> UNMAP round, own readers -> [unmap here] -> the list is free
+    remove: heap gives it up (LEAVING), FREE event -> UNMAP round, own readers -> [devices, unmap here] -> the list is free
     attach: bit and ALLOC event, of the asker;   detach: bit and FREE event -> the asker's readers have seen it
 
 A step that fails undoes what was done before it, in reverse, and the first cause is the answer. A shared chunk is named in
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from dpdkmem.native import external as tables
 from dpdkmem.native import iova
+from dpdkmem.primary.devices import FileRange
 from dpdkmem.shared.errors import DpdkmemError, ResourceError
 from dpdkmem.shared.messages import ExternalFile, ExternalFlag, ExternalOp, RoundOp, Run
 from dpdkmem.shared.model import HEAP_NONE
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dpdkmem.native import PrimaryMemory
+    from dpdkmem.primary.devices import DeviceMaps
     from dpdkmem.primary.loop import Loop
     from dpdkmem.primary.publication import Failure, Publisher
     from dpdkmem.primary.sessions import Session, SessionTable
@@ -104,16 +106,19 @@ class ExternalMemory:
         publisher: for rounds.
         sessions: who takes part in them.
         on_change: called when a map event was stored.
+        devices: that follow the map.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the parts that it ties together, once
         self,
         memory: PrimaryMemory,
         loop: Loop,
         publisher: Publisher,
         sessions: SessionTable,
         on_change: Callable[[], None],
+        devices: DeviceMaps,
     ) -> None:
+        self._devices = devices
         self._memory = memory
         self._loop = loop
         self._publisher = publisher
@@ -260,10 +265,28 @@ class ExternalMemory:
                 ) from None
             chunk.mapped_here = True
         self._chunks[list_idx] = chunk
-        members = self._others(chunk) if file is not None else []
         if file is not None:
             kept.append(file)
-            self._announce(chunk, members)
+        if not self._ranges(chunk):
+            self._devices.hide(list_idx, there=True)
+        self._devices.map(self._ranges(chunk), lambda failure: self._tell_members(chunk, failure, answer))
+
+    def _ranges(self, chunk: _Chunk) -> list[FileRange]:
+        """Return what devices can map of a chunk: they write, so nothing of one that is read-only."""
+        if chunk.file is None or chunk.read_only:
+            return []
+        info = self._memory.list(chunk.list_idx)
+        key = chunk.list_idx, -1
+        return [FileRange(info.base_vaddr, info.window_bytes, chunk.file.fileno(), chunk.offset, key)]
+
+    def _tell_members(self, chunk: _Chunk, failure: DpdkmemError | None, answer: Answer) -> None:
+        if self._closed:
+            return
+        if failure is not None:
+            self._take_back(chunk, (), lambda *_: answer(*_failure(failure)))
+            return
+        members = self._others(chunk) if chunk.file is not None else []
+        self._announce(chunk, members)
         self._publisher.start(
             RoundOp.MAP, (chunk.run,), (), members, lambda failures: self._mapped(chunk, failures, answer)
         )
@@ -342,9 +365,7 @@ class ExternalMemory:
             answer(*outcome)
 
         def done() -> None:
-            self._drop(chunk)
-            if not owing:
-                answer(*outcome)
+            self._drop(chunk, lambda: None if owing else answer(*outcome))
 
         members = self._others(chunk) if chunk.file is not None else []
         self._publisher.start(RoundOp.UNMAP, (chunk.run,), (), members, lambda _: done(), owing=owing)
@@ -368,8 +389,7 @@ class ExternalMemory:
             self._sessions.leaving(chunk.run)
 
         def done() -> None:
-            self._drop(chunk)
-            answer(0, 0, "")
+            self._drop(chunk, lambda: answer(0, 0, ""))
 
         members = self._sessions.members if chunk.file is not None else _itself(session)
         own = chunk.file is not None or session is None
@@ -406,8 +426,20 @@ class ExternalMemory:
             return
         done()
 
-    def _drop(self, chunk: _Chunk) -> None:
-        """Free its list; nobody has it mapped any more."""
+    def _drop(self, chunk: _Chunk, then: Callable[[], None]) -> None:
+        """Free its list once devices have let go; no process has it mapped any more."""
+        if chunk.list_idx not in self._chunks:  # closed meanwhile
+            then()
+            return
+
+        def gone() -> None:
+            self._free(chunk)
+            self._devices.hide(chunk.list_idx, there=False)
+            then()
+
+        self._devices.unmap(self._ranges(chunk), gone)
+
+    def _free(self, chunk: _Chunk) -> None:
         if self._chunks.pop(chunk.list_idx, None) is None:  # closed meanwhile
             return
         self._unmap_here(chunk)

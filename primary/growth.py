@@ -2,8 +2,8 @@
 
 Owns the order of the steps, and the undoing of each:
 
-    grow:   limits, slots (GROWING) -> pages -> IOVA -> map here -> round -> commit (PRESENT), heap or warm reserve
-    shrink: heap gives them up (LEAVING), FREE event -> round, own readers -> unmap here -> pages go -> slots (ABSENT)
+    grow:   limits, slots (GROWING) -> pages -> map here -> IOVA -> devices -> round -> commit (PRESENT), heap or warm reserve
+    shrink: heap gives them up (LEAVING), FREE event -> round, own readers -> devices -> unmap here -> pages go -> slots (ABSENT)
 
 A failure undoes exactly what was done, in reverse, and reports the first cause. A growth whose round fails becomes an UNMAP
 round for the same segments before their pages go. A shrink cannot fail any more once the heap has given the memory up: it
@@ -12,7 +12,7 @@ waits for the slowest, while its memory is nobody's.
 Laws: GROWING and LEAVING segments belong to exactly one job; present + growing bytes never exceed a limit, and the warm
 reserve, which counts as present, gives way to a growth; segments of the start-up minimum never leave.
 Who cleans up after a kill -9 of the primary: types.h's table: GROWING and LEAVING in the control segment tell a successor.
-Leaves out: what a round is (publication.py), which files (supplies.py), when the reserve is filled (warm.py).
+Leaves out: what a round is (publication.py), what devices do (devices.py), which files (supplies.py), when the reserve is filled (warm.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem import native
+from dpdkmem.primary.devices import DeviceMaps, FileRange
 from dpdkmem.primary.placement import Placer
 from dpdkmem.primary.quota import Quota
 from dpdkmem.primary.warm import WarmReserve
@@ -85,6 +86,20 @@ class MemsegList:
 
     info: ListInfo
     files: SegmentFiles
+
+    def ranges(self, first: int, n: int) -> list[FileRange]:
+        """Return memory that is there, as what devices map: one piece of the list's file, or a file for each segment."""
+        info, files = self.info, self.files
+        page_bytes, list_idx = info.page_bytes, info.list_idx
+        if files.list_fd is not None:
+            offset = first * page_bytes
+            return [
+                FileRange(info.base_vaddr + offset, n * page_bytes, files.list_fd, offset, (list_idx, -1))
+            ]
+        return [
+            FileRange(info.base_vaddr + seg * page_bytes, page_bytes, fd, 0, (list_idx, seg))
+            for seg, fd in files.there(first, n).items()
+        ]
 
 
 @dataclass(slots=True)
@@ -152,6 +167,7 @@ class Growth:
         guard: limits of this process.
         finder: makes a dry pool bigger, or says why pages are missing.
         placer: chooses pages where that matters to devices; default: of VA mode.
+        devices: that follow the map; default: none.
     """
 
     def __init__(  # noqa: PLR0917 - the parts that it ties together, once
@@ -165,9 +181,11 @@ class Growth:
         guard: LimitGuard,
         finder: PageFinder,
         placer: Placer | None = None,
+        devices: DeviceMaps | None = None,
     ) -> None:
         self._memory = memory
         self._loop = loop
+        self._devices = devices or DeviceMaps(loop)
         self._publisher = publisher
         self._members = members
         self._lists = lists
@@ -407,14 +425,24 @@ class Growth:
         except DpdkmemError as iova_error:
             self._unmade(job, iova_error)
             return
-        self._publish(job)
-
-    def _publish(self, job: _Growth) -> None:
-        files = job.memseg_list.files
         beyond = self._placer.refusal(job.memseg_list.info, job.first, job.n)
         if beyond is not None:
             self._unmade(job, beyond)
             return
+        self._devices.map(
+            job.memseg_list.ranges(job.first, job.n), lambda failure: self._mapped(job, failure)
+        )
+
+    def _mapped(self, job: _Growth, failure: DpdkmemError | None) -> None:
+        if self._closed:
+            return
+        if failure is not None:
+            self._unmade(job, failure)
+            return
+        self._publish(job)
+
+    def _publish(self, job: _Growth) -> None:
+        files = job.memseg_list.files
         members = self._members(job.memseg_list, RoundOp.MAP)
         laggards = self._publisher.laggards()
         owing = [laggards[m.owner_id] for m in members if m.owner_id in laggards]
@@ -489,14 +517,23 @@ class Growth:
             self._refuse(job, error)
 
     def _remove(self, memseg_list: MemsegList, first: int, n: int, then: Callable[[], None]) -> None:
-        """Unmap here what everybody else let go of, and give its pages back; where that fails, again until it does not."""
+        """Have devices let go of what everybody else let go of, and give its pages back."""
+
+        def gone() -> None:
+            if not self._closed:
+                self._give_back(memseg_list, first, n, then)
+
+        self._devices.unmap(memseg_list.ranges(first, n), gone)
+
+    def _give_back(self, memseg_list: MemsegList, first: int, n: int, then: Callable[[], None]) -> None:
+        """Unmap here, and give the pages back; where that fails, again until it does not."""
         list_idx = memseg_list.info.list_idx
         try:
             memseg_list.files.unmap(first, n)
             memseg_list.files.release(first, n)
         except DpdkmemError as error:
             _LOG.warning("segments [%d, %d) of list %d cannot go yet: %s", first, first + n, list_idx, error)
-            self._loop.call_later(_REMOVE_RETRY_S, lambda: self._remove(memseg_list, first, n, then))
+            self._loop.call_later(_REMOVE_RETRY_S, lambda: self._give_back(memseg_list, first, n, then))
             return
         self._memory.change(list_idx, first, n, SegState.ABSENT)
         then()

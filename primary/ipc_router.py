@@ -14,6 +14,7 @@ Rules:
 * every MP_ACTION and MP_SEND gets exactly one MP_RESULT, a request's at its deadline at the latest. A failure of one receiver
   is its MP_ANSWER: it died (ECONNRESET), its window is full (EAGAIN), its handler failed;
 * replies are matched by a number that is never reused while it is open; one that finds no request is dropped, with its descriptors;
+* requests to the primary whose action it answers itself (ipc_builtin.py) are never given to the program that embeds it;
 * descriptors are in a bundle before anything is checked, and are closed once they were sent on, or not: nothing here opens one.
 
 Threads: the loop's. After a kill -9 of a process its end of file brings all its requests and answers to their end (`_end`).
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem.primary.channel_watch import ChannelWatch
+from dpdkmem.primary.ipc_builtin import BuiltIn
 from dpdkmem.primary.ipc_directory import RefusedError, find
 from dpdkmem.primary.loop import WRITABLE
 from dpdkmem.shared.channel import SeqpacketChannel
@@ -114,7 +116,7 @@ class _Request:
     is_broadcast: bool
     n_sent: int = 0
     n_received: int = 0
-    waits_for: dict[int, _Endpoint] = field(default_factory=dict)
+    waits_for: dict[int, _Endpoint | BuiltIn] = field(default_factory=dict)
     timer: Timer | None = None
 
 
@@ -132,6 +134,8 @@ class MpRouter:
         self._endpoints: dict[int, _Endpoint] = {}
         self._requests: dict[int, _Request] = {}  # by token
         self._last_token = 0
+        self.built_in = BuiltIn()
+        """Actions that the primary answers itself."""
         self.stats = Counters()
 
     @property
@@ -284,6 +288,9 @@ class MpRouter:
             raise PeerProtocolError(EndCode.PROTOCOL, f"request id {message.request_id} is in use")
         if len(sender.requests) >= MAX_REQUESTS:
             raise PeerProtocolError(EndCode.LIMIT, f"more than {MAX_REQUESTS} unanswered requests")
+        if self._is_built_in(message) and not packet.fds_lost:
+            self._ask_built_in(sender, message, packet)
+            return
         try:
             targets = self._targets(sender, message, fds_lost=packet.fds_lost)
         except RefusedError as refused:
@@ -296,6 +303,31 @@ class MpRouter:
                 self._send_message(sender, message, targets, fds)
             else:
                 self._send_request(sender, message, targets, fds)
+
+    def _is_built_in(self, message: MpSend) -> bool:
+        asks_primary = message.kind is MpKind.REQUEST and message.to is MpTo.PRIMARY
+        return asks_primary and self.built_in.has(message.action)
+
+    def _ask_built_in(self, sender: _Endpoint, message: MpSend, packet: Packet) -> None:
+        self.stats.n_requests += 1
+        request = _Request(sender, message.request_id, message.timeout_ms, is_broadcast=False)
+        request.n_sent = 1
+        sender.requests[message.request_id] = request
+        token = self._wait_for(request, self.built_in)
+        deadline = time.monotonic() + message.timeout_ms / 1000
+        request.timer = self._loop.call_at(deadline, lambda: self._expire(request))
+
+        def reply(status: int, param: bytes = b"", fds: Sequence[int] = (), text: str = "") -> bool:
+            if token not in request.waits_for:
+                self.stats.n_late += 1
+                return False
+            if status:
+                self._no_reply(request, token, status, text)
+                return True
+            return self._give_answer(request, token, message.action, param, fds)
+
+        with packet.fds as bundle:
+            self.built_in.call(message.action, sender.who, message.param, bundle, reply)
 
     def _send_message(
         self, sender: _Endpoint, message: MpSend, targets: Sequence[_Endpoint], fds: Sequence[int]
@@ -318,12 +350,8 @@ class MpRouter:
         request = _Request(sender, message.request_id, message.timeout_ms, message.to is MpTo.ALL)
         request.n_sent = len(targets)
         sender.requests[message.request_id] = request
-        for target in targets:
-            token = self._new_token()
-            request.waits_for[token] = target
-            target.serves.add(token)
-            self._requests[token] = request
-        for token, target in tuple(request.waits_for.items()):
+        asked = {self._wait_for(request, target): target for target in targets}
+        for token, target in asked.items():
             try:
                 self._deliver(sender, message, target, token, fds)
             except RefusedError as refused:
@@ -396,29 +424,26 @@ class MpRouter:
             self._no_reply(request, token, reply.status, reply.param.decode(errors="replace"))
             return
         with packet.fds as bundle:
-            fds = bundle.numbers()
-            who = endpoint.who
-            answer = MpAnswer(
-                request.request_id,
-                0,
-                who.owner_id,
-                who.session_id,
-                who.name,
-                reply.action,
-                reply.param,
-                len(fds),
-            )
-            try:
-                self._send(request.sender, answer, fds)
-            except LimitExceeded as error:
-                self._no_reply(
-                    request, token, errno.EMFILE, f"the primary is out of descriptors: {error.text}"
-                )
-                return
+            self._give_answer(request, token, reply.action, reply.param, bundle.numbers())
+
+    def _give_answer(
+        self, request: _Request, token: int, action: str, param: bytes, fds: Sequence[int]
+    ) -> bool:
+        """Send a receiver's answer to the requester, or why it cannot be sent."""
+        who = request.waits_for[token].who
+        answer = MpAnswer(
+            request.request_id, 0, who.owner_id, who.session_id, who.name, action, param, len(fds)
+        )
+        try:
+            self._send(request.sender, answer, fds)
+        except LimitExceeded as error:
+            self._no_reply(request, token, errno.EMFILE, f"the primary is out of descriptors: {error.text}")
+            return False
         self.stats.n_replies += 1
         self.stats.n_descriptors += len(fds)
         request.n_received += 1
         self._answered(request, token)
+        return True
 
     def _no_reply(self, request: _Request, token: int, number: int, text: str) -> None:
         """Tell the requester why one receiver gives no reply."""
@@ -466,6 +491,13 @@ class MpRouter:
         counts: tuple[int, int] = (0, 0),
     ) -> None:
         self._send(endpoint, MpResult(request_id, number, *counts, text))
+
+    def _wait_for(self, request: _Request, receiver: _Endpoint | BuiltIn) -> int:
+        token = self._new_token()
+        request.waits_for[token] = receiver
+        receiver.serves.add(token)
+        self._requests[token] = request
+        return token
 
     def _new_token(self) -> int:
         while True:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from dpdkmem.primary.hugetlbfs import check_huge_dir, find_mount
 from dpdkmem.primary.iova import choose_iova_mode
 from dpdkmem.shared.errors import ConfigError
-from dpdkmem.shared.kinds import IovaMode, SegmentForm, SupplyKind
+from dpdkmem.shared.kinds import HeapDebug, HugeUnlink, IovaMode, SegmentForm, SupplyKind
 from dpdkmem.shared.model import ControlFlag, ControlSpec, ListSpec
 from dpdkmem.shared.units import GIB, KIB, align_up, format_size
 
@@ -79,7 +79,13 @@ def plan(config: Config, host: HostPages, iova_host: IovaHost, memory_bytes: int
     iova = choose_iova_mode(config.devices.iova_mode, supply, iova_host)
     base = config.devices.base_vaddr or DEFAULT_BASE_VADDR
     spec = ControlSpec(
-        config.file_prefix, base, lists, tuple(nodes), iova.mode is IovaMode.VA, _flags(config)
+        config.file_prefix,
+        base,
+        lists,
+        tuple(nodes),
+        iova.mode is IovaMode.VA,
+        _flags(config),
+        config.memory.lane_cache_bytes,
     )
     return Layout(spec, supply, iova, folders, notes)
 
@@ -91,6 +97,10 @@ def _flags(config: Config) -> ControlFlag:
         flags |= ControlFlag.MATCH_ALLOCATIONS
     if config.memory.legacy_mem:
         flags |= ControlFlag.LEGACY | ControlFlag.NO_SHRINK
+    if config.pages.huge_unlink is HugeUnlink.NEVER:
+        flags |= ControlFlag.USED_PAGES
+    for kind in config.memory.heap_debug:
+        flags |= {HeapDebug.GUARD: ControlFlag.GUARD, HeapDebug.POISON: ControlFlag.POISON}[kind]
     return flags
 
 

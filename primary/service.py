@@ -27,6 +27,7 @@ from dpdkmem.primary.admin import AdminServer
 from dpdkmem.primary.admin_verbs import AdminVerbs
 from dpdkmem.primary.backend import Backend
 from dpdkmem.primary.control import ControlServer
+from dpdkmem.primary.devices import DeviceMaps
 from dpdkmem.primary.external import ExternalMemory
 from dpdkmem.primary.floors import FloorKeeper
 from dpdkmem.primary.growth import Growth, MemsegList
@@ -43,6 +44,9 @@ from dpdkmem.primary.minimum import plan_minimum
 from dpdkmem.primary.pagefinder import PageFinder
 from dpdkmem.primary.placement import Placer
 from dpdkmem.primary.plugins import register_all as register_plugins
+from dpdkmem.primary.ports.broker import Broker
+from dpdkmem.primary.ports.xdp import XdpPorts
+from dpdkmem.primary.ports.xdp_action import XdpAction
 from dpdkmem.primary.publication import Publisher
 from dpdkmem.primary.reserve_journal import open_reserver
 from dpdkmem.primary.segment_fds import find_fds
@@ -217,10 +221,13 @@ class Primary:
 
     def _make_memory(self) -> None:
         window = sum(one.window_bytes for one in self.layout.spec.lists)
-        self.guard.check_address_space(window + window // 8)  # the control segment is 6.5 % of the window
+        # The control segment is 13 % of the window, and 1.4 GiB for caches of lanes, nearly all of it never touched.
+        self.guard.check_address_space(window + window // 7 + (2 << 30))
         if any(one.form is SegmentForm.ONE_FILE for one in self.layout.spec.lists):
             self.guard.check_file_size(max(one.window_bytes for one in self.layout.spec.lists))
         self.native = PrimaryMemory.create(self.layout.spec, self._grow_here)
+        self._made_at_s = time.monotonic()
+        self.lane_cache_bytes = self.config.memory.lane_cache_bytes
         self._stack.callback(self.native.destroy)
         channels = self.config.memory.n_channels or 0, self.config.memory.n_ranks or 0
         walks.set_channels(self.native, *channels)
@@ -267,6 +274,8 @@ class Primary:
         self.sessions = SessionTable(self.native, self.loop, config.sessions, self)
         self.messages = MpRouter(self.loop, self._processes)
         self._stack.callback(self.messages.close)
+        self.xdp = XdpPorts(self.native, self.loop.call_soon_threadsafe)
+        self._stack.callback(self.xdp.stop)
         self.publisher = Publisher(
             self.native,
             self.loop,
@@ -276,6 +285,7 @@ class Primary:
         )
         self._stack.callback(self.publisher.close)
         self.sessions.ack_fd = self.publisher.ack_fd
+        self.devices = DeviceMaps(self.loop)
         self.growth = Growth(
             self.native,
             self.loop,
@@ -286,12 +296,22 @@ class Primary:
             self.guard,
             self.finder,
             self.placer,
+            self.devices,
         )
         self.growth.reserve.may_fill = lambda: not self.sessions.is_crowded
         self.external = ExternalMemory(
-            self.native, self.loop, self.publisher, self.sessions, self._publish_later
+            self.native, self.loop, self.publisher, self.sessions, self._publish_later, self.devices
         )
         self.native.set_external(self._external_here)
+        self.ports = Broker(
+            self.native,
+            self.loop,
+            self.devices,
+            self._describe_owner,
+            XdpAction(self.xdp, self._describe_owner),
+        )
+        self._stack.callback(self.ports.close)
+        self.messages.built_in.register(self.ports.action, self.ports.handle)
         self._make_limits()
         self.growth.on_change = self._on_change
         self.growth.on_failure = self._on_grow_failed
@@ -344,6 +364,9 @@ class Primary:
                 self.placer,
                 self.pagemap,
             ).take()
+            for run in self.native.map_runs().runs:
+                ranges = self.lists[run.list_idx].ranges(run.first_seg, run.n_segs)
+                self.devices.map(ranges, lambda _: None)  # there is no device yet
             return
         self._loop_thread = threading.get_ident()
         for memseg_list, n in plan_minimum(self.config.memory, self.lists):
@@ -398,6 +421,12 @@ class Primary:
         control, self.control = self.control, None
         if control is not None:
             control.close()
+
+    def _describe_owner(self, owner_id: int) -> str:
+        for session in self.sessions.all:
+            if session.owner_id == owner_id:
+                return session.describe()
+        return f"owner {owner_id}"
 
     # ---- hooks of the sessions ----
 
@@ -504,12 +533,19 @@ class Primary:
 
     def reaped(self, session: Session, report: ReapReport) -> None:
         """Take note of what a dead process left; its free memory may go."""
+        self.xdp.died(session.owner_id)
         if report.n_orphaned or report.n_zones_orphaned:
             _LOG.warning(
                 "%s left %d blocks (%d bytes) and %d memzones: `dpdkmem heaps --by owner` lists them",
                 session.describe(), report.n_orphaned, report.orphaned_bytes, report.n_zones_orphaned,
             )  # fmt: skip
+        if report.n_pool_objects or report.n_pool_cached:
+            _LOG.info(
+                "%s: %d objects that it held are back in their pools, and %d out of its caches",
+                session.describe(), report.n_pool_objects, report.n_pool_cached,
+            )  # fmt: skip
         self._tell(Topic.SESSION, "reaped", session, **dataclasses.asdict(report))
+        self.ports.reaped(session.owner_id)
         self.external.look_at_abandoned()
         self.shrink()
 
@@ -558,6 +594,12 @@ class Primary:
             if not session.protocol.is_guarded
             or (op is RoundOp.UNMAP and self.native.wants_free_rounds(session.owner_id))
         ]
+
+    def set_lane_cache(self, n_bytes: int) -> None:
+        """Set how much of each size class a lane may cache; with 0 what they have comes back."""
+        self.lane_cache_bytes = n_bytes
+        self.native.set_caches(n_bytes)
+        self.shrink()
 
     def shrink(self) -> None:
         """Let go what is free, as far as the hysteresis allows."""
@@ -655,6 +697,9 @@ class Primary:
         self.lock.answer_looks()
         self.sessions.look_at_lingering()
         self.external.look_at_abandoned()
+        self.native.set_now(int(time.monotonic() - self._made_at_s))
+        self.native.drain_caches(idle_only=True)
+        self.xdp.tick()
         self.shrink()
         self.growth.reserve.fill_later()
 

@@ -167,6 +167,8 @@ class Session:
     said_goodbye: bool = False
     over: bool = False
     timer: Timer | None = None
+    retry: Timer | None = None
+    """Of its reaping, once a lock was held by a stopped process."""
     watch: ChannelWatch = field(init=False)
     """From its arrival on."""
 
@@ -211,6 +213,7 @@ class SessionTable:
         self._sessions: dict[int, Session] = {}  # by the session socket's descriptor at accept
         self._dying: dict[int, Session] = {}  # by pidfd: over, not proved dead
         self._orphans: deque[int] = deque()  # owner ids in state ORPHAN
+        self._stuck: set[int] = set()  # of these, the ones that were reported
         self.ack_fd = -1
         self.accepts = True
         self.n_accepted = 0
@@ -267,6 +270,7 @@ class SessionTable:
         report = ops.owner_free_blocks(self._memory, owner_id)
         if owner_id in self._orphans:
             self._orphans.remove(owner_id)
+            self._stuck.discard(owner_id)
             self._memory.owner_set_state(owner_id, OwnerState.FREE)
         return report
 
@@ -650,6 +654,12 @@ class SessionTable:
         if session.owner_id and left_in_order and self._n_lanes(session) == 0:
             self._reap_dead(session)
 
+    def _reap_again(self, session: Session) -> None:
+        if session.pidfd.is_closed:
+            self._reap_dead(session)
+        else:  # it lives: not before its lanes are gone, as at first
+            self._reap_departed(session)
+
     def _reap_dead(self, session: Session) -> None:
         """Reap, again later where a stopped process holds a lock."""
         if not session.owner_id:
@@ -657,21 +667,34 @@ class SessionTable:
         try:
             self._reap(session)
         except DpdkmemError as error:
-            _LOG.warning("what %s left cannot be brought to order yet: %s", session.describe(), error)
-            self._loop.call_later(_REAP_RETRY_S, lambda: self._reap_dead(session))
+            if session.retry is None:
+                _LOG.warning("what %s left cannot be brought to order yet: %s", session.describe(), error)
+            else:
+                session.retry.cancel()  # housekeeping was here before it
+            session.retry = self._loop.call_later(_REAP_RETRY_S, lambda: self._reap_again(session))
 
     def _look_at_orphans(self) -> None:
         """Give back the owner slots whose last blocks somebody has freed meanwhile; some in each call."""
         until = time.monotonic() + _ORPHANS_TURN_S
         for _ in range(len(self._orphans)):
             owner_id = self._orphans[0]
-            report = self._memory.reap(owner_id)
-            self._orphans.rotate(-1)
-            if not (report.n_orphaned or report.n_zones_orphaned):
-                self._orphans.pop()
-                self._memory.owner_set_state(owner_id, OwnerState.FREE)
+            self._orphans.rotate(-1)  # first: one that cannot be looked at is in nobody's way
+            self._look_at_orphan(owner_id)
             if time.monotonic() > until:
                 return
+
+    def _look_at_orphan(self, owner_id: int) -> None:
+        try:
+            report = self._memory.reap(owner_id)
+        except DpdkmemError as error:
+            if owner_id not in self._stuck:
+                _LOG.warning("what session %d left cannot be looked at yet: %s", owner_id, error)
+            self._stuck.add(owner_id)
+            return
+        self._stuck.discard(owner_id)
+        if not (report.n_orphaned or report.n_zones_orphaned):
+            self._orphans.remove(owner_id)
+            self._memory.owner_set_state(owner_id, OwnerState.FREE)
 
     def _forget_pidfd(self, session: Session) -> None:
         fd = session.pidfd.fileno() if not session.pidfd.is_closed else -1

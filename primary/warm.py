@@ -77,6 +77,7 @@ class WarmReserve:
         self._whole = whole
         self._filling: dict[int, int] = {}  # list -> segments that are being made
         self._not_before: dict[int, float] = {}  # list -> time of the next try
+        self._wait_for_filling: list[Callable[[], None]] = []  # for when nothing is being made any more
         self._timer_set = False
         self._closed = False
         self.may_fill: Callable[[], bool] = lambda: True
@@ -96,7 +97,7 @@ class WarmReserve:
         self._timer_set = False
         if self._closed:
             return
-        if self._grower.is_busy or not self.may_fill():
+        if self._grower.is_busy or self._wait_for_filling or not self.may_fill():
             self.fill_later()
             return
         for memseg_list in self._lists:
@@ -117,11 +118,19 @@ class WarmReserve:
             self._filling[list_idx] = 0
             if error is None:
                 self.fill_later()
-                return
-            self._not_before[list_idx] = time.monotonic() + _RETRY_S
-            _LOG.debug("the warm reserve of list %d stays as it is: %s", list_idx, error)
+            else:
+                self._not_before[list_idx] = time.monotonic() + _RETRY_S
+                _LOG.debug("the warm reserve of list %d stays as it is: %s", list_idx, error)
+            self._filled()
 
         self._grower.grow_warm(memseg_list, step, done)
+
+    def _filled(self) -> None:
+        if any(self._filling.values()):
+            return
+        waiting, self._wait_for_filling = self._wait_for_filling, []
+        for go_on in waiting:
+            go_on()
 
     def _lacking(self, memseg_list: MemsegList) -> int:
         info = self._memory.list(memseg_list.info.list_idx)
@@ -156,8 +165,18 @@ class WarmReserve:
         self._not_before.clear()
         self.fill_later()
 
+    def _give_way_now(self, then: Callable[[], None]) -> None:
+        if not self.give_way(then):
+            then()
+
     def give_way(self, then: Callable[[], None]) -> bool:
-        """Give all of it back; call `then` when its pages have gone, or return False if there was nothing to give."""
+        """Give all of it back; call `then` when its pages have gone, or return False if there was nothing to give.
+
+        What is being made counts already, but cannot be given back before it is there: that is waited for.
+        """
+        if any(self._filling.values()):
+            self._wait_for_filling.append(lambda: self._give_way_now(then))
+            return True
         runs = [
             (memseg_list, run)
             for memseg_list in self._lists

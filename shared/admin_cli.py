@@ -148,7 +148,31 @@ def set_warm_reserve(context: Context, size: int | str, *, as_json: bool) -> Non
     _do(context, "set-warm-reserve", {"n_bytes": _none_or(size) or 0}, _warm_lines, as_json=as_json)
 
 
+@set_group.command("lane-cache")
+@click.argument("size", type=_size_or_none)
+@_json
+@click.pass_obj
+def set_lane_cache(context: Context, size: int | str, *, as_json: bool) -> None:
+    """Let each thread have SIZE of each block size at hand; 0 or none takes back what they have."""
+    _do(context, "set-lane-cache", {"n_bytes": _none_or(size) or 0}, _cache_lines, as_json=as_json)
+
+
+@click.command
+@_json
+@click.pass_context
+def check(ctx: click.Context, *, as_json: bool) -> None:
+    """Check the laws of every heap, and with --heap-debug=guard every block. Ends with status 1 if something is broken.
+
+    Whoever allocates waits while its heap is read.
+    """
+    context: Context = ctx.obj
+    answer = _do(context, "check", {}, _check_lines, as_json=as_json)
+    if answer["broken"] or answer["damaged"]:
+        ctx.exit(1)
+
+
 COMMANDS: Final[tuple[click.Command, ...]] = (
+    check,
     limit_group,
     floor_group,
     shrink,
@@ -165,7 +189,7 @@ def _do(
     lines: Callable[[Answer], Sequence[str]],
     *,
     as_json: bool,
-) -> None:
+) -> Answer:
     from dpdkmem.shared.admin_client import AdminClient
     from dpdkmem.shared.admin_wire import AdminVerb
 
@@ -174,6 +198,7 @@ def _do(
         answer = client.do(AdminVerb(verb), args)
     shown = [json.dumps({"schema": 1, "verb": verb, **answer}, indent=2)] if as_json else lines(answer)
     sys.stdout.write("".join(f"{line}\n" for line in shown))
+    return answer
 
 
 def _where(numa_node: int | None, page_size: int | str | None) -> dict[str, object]:
@@ -240,6 +265,20 @@ def _evict_lines(answer: Answer) -> list[str]:
 
 def _hysteresis_lines(answer: Answer) -> list[str]:
     return [f"each list keeps up to {answer['n_segments']} free segments (was {answer['before_segments']})"]
+
+
+def _check_lines(answer: Answer) -> list[str]:
+    found = [str(text) for name in ("broken", "damaged") for text in _texts(answer, name)]
+    return found or ["all heaps are whole"]
+
+
+def _texts(answer: Answer, name: str) -> list[object]:
+    texts = answer.get(name)
+    return texts if isinstance(texts, list) else []
+
+
+def _cache_lines(answer: Answer) -> list[str]:
+    return [f"lane caches {_size(answer['n_bytes'])} of each size (was {_size(answer['before_bytes'])})"]
 
 
 def _warm_lines(answer: Answer) -> list[str]:

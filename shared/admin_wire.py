@@ -38,6 +38,8 @@ class AdminVerb(enum.Enum):
     EVICT = "evict"
     SET_HYSTERESIS = "set-hysteresis"
     SET_WARM_RESERVE = "set-warm-reserve"
+    SET_LANE_CACHE = "set-lane-cache"
+    CHECK = "check"
 
 
 def encode_request(request: Request) -> bytes:

@@ -27,7 +27,7 @@ import struct
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from dpdkmem.shared.errors import (
     Closed,
@@ -99,6 +99,11 @@ class SeqpacketChannel:
     Threads: one at a time. Blocks: never.
     """
 
+    KIND: ClassVar[int] = socket.SOCK_SEQPACKET
+    """Of its socket; a subclass for streams has another."""
+    ABSENT: ClassVar[str] = "start the primary, or name the prefix it has"
+    """What to do where nobody listens."""
+
     def __init__(
         self,
         connection: socket.socket,
@@ -128,15 +133,13 @@ class SeqpacketChannel:
             ConfigError: the path is too long.
         """
         address = _address(path)
-        connection = _new_socket(path)
+        connection = _new_socket(path, cls.KIND)
         try:
             connection.connect(address)
         except OSError as error:
             connection.close()
             if error.errno in {errno.ENOENT, errno.ECONNREFUSED}:
-                raise PeerGone(
-                    f"nobody listens on {path}: start the primary, or name the prefix it has"
-                ) from None
+                raise PeerGone(f"nobody listens on {path}: {cls.ABSENT}") from None
             if error.errno == errno.EAGAIN:
                 raise LimitExceeded(
                     errno.EAGAIN, f"too many connections to {path} are pending: try again"
@@ -147,7 +150,7 @@ class SeqpacketChannel:
     @classmethod
     def pair(cls) -> tuple[Self, Self]:
         """Return two channels that are connected to each other (socketpair(2))."""
-        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        left, right = socket.socketpair(socket.AF_UNIX, cls.KIND | socket.SOCK_NONBLOCK)
         return cls(left), cls(right)
 
     @classmethod
@@ -226,8 +229,11 @@ class SeqpacketChannel:
             raise Closed("the channel was closed")
         return number
 
-    def recv(self) -> Packet | None:
+    def recv(self, n_bytes: int = MAX_MESSAGE_BYTES) -> Packet | None:
         """Return the next packet, or None if there is none yet. The caller owns the packet's bundle.
+
+        Args:
+            n_bytes: most bytes to take: of a stream the rest stays for the next call, of a packet it would be lost.
 
         Raises:
             PeerGone: end of file: the peer closed, or died.
@@ -237,7 +243,7 @@ class SeqpacketChannel:
         """
         self.fileno()
         try:
-            data, ancillary, flags = self._receive()
+            data, ancillary, flags = self._receive(n_bytes)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -361,14 +367,14 @@ class SeqpacketChannel:
     ) -> None:
         self.close()
 
-    def _receive(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+    def _receive(self, n_bytes: int = MAX_MESSAGE_BYTES) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
         flags = _RECV_FLAGS
         try:
-            received = self._socket.recvmsg(MAX_MESSAGE_BYTES, self._ancillary_bytes, flags)
+            received = self._socket.recvmsg(n_bytes, self._ancillary_bytes, flags)
         except ConnectionResetError:
             # A peer that closed without having read all of ours: reported once, before its last words (Linux
             # net/unix/af_unix.c unix_release_sock()).
-            received = self._socket.recvmsg(MAX_MESSAGE_BYTES, self._ancillary_bytes, flags)
+            received = self._socket.recvmsg(n_bytes, self._ancillary_bytes, flags)
         return received[:3]
 
     def _try_send(self, data: bytes, fds: Sequence[int]) -> bool:
@@ -424,6 +430,7 @@ class SeqpacketListener:
         backlog: pending connections.
         max_recv_fds: of the accepted channels.
         refusal: last words to a peer that is refused because we are out of descriptors.
+        channel: the class of what is accepted, which says what kind of socket this is.
 
     Raises:
         DeviceBusy: the path or name is in use.
@@ -441,15 +448,17 @@ class SeqpacketListener:
         backlog: int = DEFAULT_BACKLOG,
         max_recv_fds: int = 0,
         refusal: bytes | None = None,
+        channel: type[SeqpacketChannel] = SeqpacketChannel,
     ) -> None:
         address = _address(path)
+        self._channel = channel
         self.path = str(path)
         self.n_refused = 0
         self._max_recv_fds = max_recv_fds
         self._refusal = refusal
         self._file: FileIdentity | None = None
         self._spare: Fd | None = None
-        self._socket = _new_socket(path)
+        self._socket = _new_socket(path, channel.KIND)
         try:
             # Linux makes the file with the socket inode's mode less the umask (net/unix/af_unix.c unix_bind_bsd()), so it
             # is never wider than asked for; chmod then gives what the umask took.
@@ -499,7 +508,7 @@ class SeqpacketListener:
                 self._refuse()
                 return None
             raise _error(error, f"accepting on {self.path}") from None
-        return SeqpacketChannel(connection, max_recv_fds=self._max_recv_fds)
+        return self._channel(connection, max_recv_fds=self._max_recv_fds)
 
     def close(self) -> None:
         """Close the socket and remove its file if it is still ours; again does nothing."""
@@ -540,11 +549,9 @@ def _address(path: str | Path) -> str:
     return "\0" + name[1:] if name.startswith("@") else name
 
 
-def _new_socket(path: str | Path) -> socket.socket:
+def _new_socket(path: str | Path, kind: int) -> socket.socket:
     try:
-        return socket.socket(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
+        return socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     except OSError as error:
         raise _error(error, f"making a socket for {path}") from None
 

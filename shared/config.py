@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from dpdkmem.shared.kinds import HeapDebug
+
 DEFAULT_PREFIX: Final = "rte"  # EAL
 DEFAULT_ACK_TIMEOUT_NS: Final = units.NS_PER_S
 DEFAULT_HANDSHAKE_TIMEOUT_NS: Final = 5 * units.NS_PER_S
+DEFAULT_LANE_CACHE_BYTES: Final = 64 * units.KIB
 DEFAULT_MAX_SESSIONS: Final = 256
 PLAIN_PAGE_BYTES: Final = 4 * units.KIB  # page of a --no-huge list in one file
 PLAIN_SEGMENT_BYTES: Final = (
@@ -98,6 +101,9 @@ class MemoryConfig:
     """Of each list."""
     hysteresis_segments: int = 0
     """Free memsegs that each list keeps."""
+    lane_cache_bytes: int = DEFAULT_LANE_CACHE_BYTES
+    """Of each size class, in the cache of each lane."""
+    heap_debug: frozenset[HeapDebug] = frozenset()
     validators: tuple[ValidatorPlugin, ...] = ()
     legacy_mem: bool = False
     match_allocations: bool = False

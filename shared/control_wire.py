@@ -42,6 +42,7 @@ class Verb(enum.Enum):
     LIMITS = "limits"
     CONFIG = "config"
     EXPLAIN = "explain"
+    PORTS = "ports"
 
 
 class Topic(enum.Enum):

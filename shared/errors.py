@@ -133,6 +133,22 @@ class NotPermitted(ResourceError):  # noqa: N818
     exit_status = 15
 
 
+class RingFull(ResourceError):  # noqa: N818
+    """There is no room in the ring (ENOBUFS), or there was none in time (ETIMEDOUT)."""
+
+    code = "ring_full"
+    retryable = True
+    exit_status = 16
+
+
+class RingEmpty(ResourceError):  # noqa: N818
+    """There is no element in the ring (ENOENT), or none came in time (ETIMEDOUT)."""
+
+    code = "ring_empty"
+    retryable = True
+    exit_status = 17
+
+
 class ProtocolError(DpdkmemError):
     """Something went wrong between two processes.
 
@@ -238,6 +254,8 @@ ALL_ERRORS: Final[tuple[type[DpdkmemError], ...]] = (
     LimitExceeded,
     DeviceBusy,
     NotPermitted,
+    RingFull,
+    RingEmpty,
     ProtocolError,
     LocalProtocolError,
     PeerProtocolError,
@@ -260,6 +278,8 @@ EXIT_STATUSES: Final[Mapping[int, str]] = MappingProxyType(
         13: "a limit was reached",
         14: "held by another process (a device, a prefix)",
         15: "not permitted to this user",
+        16: "a ring is full",
+        17: "a ring is empty",
         20: "an error between two processes",
         21: "our misuse of the protocol",
         22: "the peer broke the protocol",

@@ -52,6 +52,16 @@ class IovaMode(enum.Enum):
     VA = "va"
 
 
+class HeapDebug(enum.Enum):
+    """What is watched in every block (`--heap-debug`)."""
+
+    GUARD = "guard"
+    """Writes behind the end of a block."""
+
+    POISON = "poison"
+    """Writes into a block that was freed."""
+
+
 class HugeUnlink(enum.Enum):
     """What happens to the files of a hugetlbfs supply (`--huge-unlink`)."""
 

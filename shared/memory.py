@@ -35,6 +35,8 @@ from dpdkmem.shared.mem_events import MemEventCallbacks
 from dpdkmem.shared.memzone_family import MemzoneFamily
 from dpdkmem.shared.model import NUMA_ANY
 from dpdkmem.shared.named import NamedUser
+from dpdkmem.shared.ports import PortUser
+from dpdkmem.shared.ring import RingUser
 from dpdkmem.shared.validators import ValidatorMixin
 from dpdkmem.shared.walks import MapUser
 
@@ -274,6 +276,8 @@ class UserMemory(
     LaneUser,
     FbArrayUser,
     NamedUser,
+    PortUser,
+    RingUser,
 ):
     """Shared memory as a program uses it.
 
@@ -285,6 +289,8 @@ class UserMemory(
 
     def __init__(self, memory: Memory) -> None:
         MpUser.__init__(self, memory)
+        RingUser.__init__(self)
+        PortUser.__init__(self)
         self.memory = memory
         """The C library's side, for what has no method here."""
         self.leases = Leases()
@@ -563,7 +569,7 @@ class UserMemory(
     # ---- the end
 
     def close(self, *, force: bool = False) -> None:
-        """Unregister all callbacks, and see that nobody looks at the memory; idempotent. Whoever owns the memory closes it then.
+        """Unregister all callbacks, end the waits for rings, and see that nobody looks at the memory; idempotent. Whoever owns the memory closes it then.
 
         Args:
             force: do not look for views. Using one that is left is SIGSEGV once the memory is closed.
@@ -581,6 +587,7 @@ class UserMemory(
                     f"close the memory: {len(self.leases)} views of it are in use, drop them first",
                     self.leases.descriptions(),
                 )
+        self.rings_stop_waiting()
         self._events.close()
 
     def __enter__(self) -> Self:

@@ -73,6 +73,9 @@ class ControlFlag(enum.IntFlag):
     NO_SHRINK = 2
     GUARD_DENIED = 4
     LEGACY = 8
+    USED_PAGES = 16
+    GUARD = 32
+    POISON = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,8 @@ class ControlSpec:
     heap_nodes: tuple[int, ...]
     iova_va: bool
     flags: int
+    cache_bytes: int = 0
+    """How much of each size class a lane caches; 0: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +177,10 @@ class MapRuns:
 
 @dataclass(frozen=True, slots=True)
 class HeapStats:
-    """A heap's figures; `greatest_free_bytes` is the biggest block that fits without growth."""
+    """A heap's figures; `greatest_free_bytes` is the biggest block that fits without growth.
+
+    Cached blocks are free, and in the hands of some lane that is likely to want them next.
+    """
 
     heap_idx: int
     name: str
@@ -188,6 +196,8 @@ class HeapStats:
     n_frees: int
     n_rebuilds: int
     n_takeovers: int
+    n_cached_blocks: int
+    cached_bytes: int
     is_external: bool = False
     n_lists: int = 1
 
@@ -303,6 +313,10 @@ class ReapReport:
     orphaned_bytes: int
     n_zones_orphaned: int
     n_locks: int
+    n_pool_objects: int = 0
+    """Objects that it held, back in their pools."""
+    n_pool_cached: int = 0
+    """Objects out of the caches of its threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,11 +343,16 @@ class OccupancyCell:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The sum over the live blocks of one owner, one tag, or one power of two (`id` 6: up to 64 bytes)."""
+    """The sum over the live blocks of one owner, one tag, one power of two (`id` 6: up to 64 bytes), or one owner and tag.
+
+    Of the last the id is owner id << 16 | tag id. `oldest_s` is the age of the oldest block in seconds.
+    """
 
     id: int
     n_blocks: int
     bytes: int
+    largest_bytes: int
+    oldest_s: int
 
 
 class UsageBy(enum.IntEnum):
@@ -342,6 +361,7 @@ class UsageBy(enum.IntEnum):
     OWNER = 0
     TAG = 1
     SIZE = 2
+    OWNER_TAG = 3
 
 
 class PinKind(enum.IntEnum):
@@ -352,6 +372,57 @@ class PinKind(enum.IntEnum):
     VHOST = 3
     XDP = 4
     USER = 5
+
+
+@dataclass(frozen=True, slots=True)
+class MempoolSpec:
+    """Of a new pool; sizes in bytes, flags as `MempoolFlag`."""
+
+    name: str
+    n: int
+    elt_size: int
+    cache_size: int
+    private_data_size: int
+    numa_node: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class MempoolInfo:
+    """What a pool of objects is made of; sizes in bytes.
+
+    Attributes:
+        vaddr: of the pool, in every process.
+        private_vaddr: of its private data.
+        flags: DPDK's numbers, and ours.
+        n_reclaimed: objects that came back from the dead.
+    """
+
+    name: str
+    vaddr: int
+    private_vaddr: int
+    flags: int
+    size: int
+    populated_size: int
+    elt_size: int
+    header_size: int
+    trailer_size: int
+    cache_size: int
+    private_data_size: int
+    nb_mem_chunks: int
+    numa_node: int
+    n_reclaimed: int
+
+
+@dataclass(frozen=True, slots=True)
+class MempoolChunk:
+    """A piece of a pool's memory; `iova` None: unknown."""
+
+    vaddr: int
+    bytes: int
+    iova: int | None
+    first_obj: int
+    n_objs: int
 
 
 @dataclass(frozen=True, slots=True)

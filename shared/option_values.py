@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from dpdkmem.shared import units
 from dpdkmem.shared.config import PageSizeLimit, ValidatorPlugin
 from dpdkmem.shared.errors import ResourceError
-from dpdkmem.shared.kinds import HugeUnlink, IovaMode, LagPolicy, ProcType, SegmentForm, VfioInterrupt
+from dpdkmem.shared.kinds import (
+    HeapDebug,
+    HugeUnlink,
+    IovaMode,
+    LagPolicy,
+    ProcType,
+    SegmentForm,
+    VfioInterrupt,
+)
 from dpdkmem.shared.validator_rules import check_name
 
 if TYPE_CHECKING:
@@ -30,6 +38,7 @@ BASE_ALIGN_BYTES: Final = (
 MAX_VADDR: Final = 1 << 47  # user space of x86-64 and arm64 without asking for more
 MAX_RANKS: Final = 16  # EAL
 MAX_HYSTERESIS: Final = (1 << 32) - 1  # control.shrink_hysteresis
+MAX_LANE_CACHE: Final = 16 << 20  # more than this much of one size class at hand serves nobody
 MAX_ID: Final = (1 << 32) - 2  # uid_t and gid_t; -1 means "no change" to the kernel
 
 _SYMBOL: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -95,6 +104,19 @@ def hysteresis(text: str) -> int:
     value = decimal(text)
     if value > MAX_HYSTERESIS:
         raise ValueError(f"{text} segments are too many: at most {MAX_HYSTERESIS}")
+    return value
+
+
+def heap_debug(text: str) -> frozenset[HeapDebug]:
+    """Return what is watched, of a list with commas."""
+    return frozenset(_choice(word, {kind.value: kind for kind in HeapDebug}) for word in text.split(","))
+
+
+def lane_cache(text: str) -> int:
+    """Return how many bytes of each size class a lane may cache."""
+    value = units.parse_size(text)
+    if value > MAX_LANE_CACHE:
+        raise ValueError(f"{text} of each size class are too much: at most {MAX_LANE_CACHE >> 20}M")
     return value
 
 

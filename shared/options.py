@@ -23,6 +23,7 @@ from dpdkmem.shared import option_values, runtime, units
 from dpdkmem.shared.config import (
     DEFAULT_ACK_TIMEOUT_NS,
     DEFAULT_HANDSHAKE_TIMEOUT_NS,
+    DEFAULT_LANE_CACHE_BYTES,
     DEFAULT_MAX_SESSIONS,
     DEFAULT_PREFIX,
     Config,
@@ -202,6 +203,8 @@ def _build_memory(settings: _Settings) -> MemoryConfig:
         reserve_hugepages_bytes=settings.value("reserve-hugepages", units.parse_size, 0),
         warm_reserve_bytes=settings.value("warm-reserve", units.parse_size, 0),
         hysteresis_segments=settings.value("shrink-hysteresis", option_values.hysteresis, 0),
+        heap_debug=settings.value("heap-debug", option_values.heap_debug, frozenset()),
+        lane_cache_bytes=settings.value("lane-cache", option_values.lane_cache, DEFAULT_LANE_CACHE_BYTES),
         validators=settings.each("validator", option_values.validator_plugin),
         legacy_mem=settings.has("legacy-mem"),
         match_allocations=settings.has("match-allocations"),

@@ -88,11 +88,23 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str | Cell]], style: Sty
     return [line([Cell(name, "dim") for name in names]), *map(line, body)]
 
 
+def cut_line(line: str, width: int) -> str:
+    """Cut a line to the width of the screen; its colours take no room."""
+    shown, i = 0, 0
+    while i < len(line) and shown < width:
+        if line[i] == "\x1b":
+            i = line.index("m", i) + 1
+        else:
+            shown, i = shown + 1, i + 1
+    rest = line[i:]
+    return line[:i] + ("\x1b[0m" if "\x1b" in rest or "\x1b" in line[:i] else "")
+
+
 def map_lines(report: MapReport, style: Style) -> list[str]:
     """Return the memory map: a head, then some lines for each memseg list."""
     lines = _head(report["control"], report["taken_ns"], style)
     lines.append(
-        f"present {_size(report['present_bytes'])}, used {_size(report['used_bytes'])}, free {_size(report['free_bytes'])}"
+        f"present {size_text(report['present_bytes'])}, used {size_text(report['used_bytes'])}, free {size_text(report['free_bytes'])}"
     )
     if not report["is_consistent"]:
         lines.append(style.paint("the map changed while it was read", "yellow"))
@@ -122,7 +134,7 @@ def segments_lines(report: SegmentsReport, style: Style) -> list[str]:
             format_size(row["page_bytes"]),
             str(row["numa_node"]),
             format_range(row["vaddr"], row["vaddr"] + row["bytes"]),
-            _size(row["bytes"]),
+            size_text(row["bytes"]),
             _address(row["iova"]),
             Cell(row["state"], "" if row["state"] == "present" else "yellow"),
             str(row["n_pins"] or ""),
@@ -138,10 +150,10 @@ def segments_lines(report: SegmentsReport, style: Style) -> list[str]:
         pins = [
             (
                 pin["kind"],
-                _name(pin["owner"]),
+                text_name(pin["owner"]),
                 format_range(pin["vaddr"], pin["vaddr"] + pin["bytes"]),
-                _size(pin["bytes"]),
-                _name(pin["reason"]),
+                size_text(pin["bytes"]),
+                text_name(pin["reason"]),
             )
             for pin in report["pins"]
         ]
@@ -155,10 +167,10 @@ def heaps_lines(report: HeapsReport, style: Style) -> list[str]:
         (
             row["name"],
             str(row["numa_node"]),
-            _size(row["total_bytes"]),
-            _size(row["block_bytes"]),
-            _size(row["free_bytes"]),
-            _size(row["greatest_free_bytes"]),
+            size_text(row["total_bytes"]),
+            size_text(row["block_bytes"]),
+            size_text(row["free_bytes"]),
+            size_text(row["greatest_free_bytes"]),
             str(row["n_blocks"]),
             str(row["n_mallocs"]),
             str(row["n_frees"]),
@@ -185,11 +197,13 @@ def heaps_lines(report: HeapsReport, style: Style) -> list[str]:
     by_owner = report["by"] == "owner"
     usage = [
         (
-            _size(int(row["name"].removeprefix("<= "))) if report["by"] == "size" else _name(row["name"]),
+            size_text(int(row["name"].removeprefix("<= ")))
+            if report["by"] == "size"
+            else text_name(row["name"]),
             str(row["id"]),
             str(row["n_blocks"]),
-            _size(row["bytes"]),
-            _state(row["state"]),
+            size_text(row["bytes"]),
+            state_cell(row["state"]),
         )
         for row in report["usage"]
     ]
@@ -207,14 +221,14 @@ def zones_lines(report: ZonesReport, style: Style) -> list[str]:
     """Return the memzones by address."""
     rows = [
         (
-            _name(row["name"]),
+            text_name(row["name"]),
             format_range(row["vaddr"], row["vaddr"] + row["bytes"]),
-            _size(row["bytes"]),
+            size_text(row["bytes"]),
             _address(row["iova"]),
             format_size(row["page_bytes"]),
             str(row["numa_node"]),
-            _name(row["owner"]),
-            _state(row["owner_state"]),
+            text_name(row["owner"]),
+            state_cell(row["owner_state"]),
             _ago(row["reserved_ns"], report["taken_ns"]),
         )
         for row in report["zones"]
@@ -261,7 +275,7 @@ def limits_lines(report: LimitsReport, style: Style) -> list[str]:
     """Return floors, ceilings and validators, then the limits of the host: use, limit, what ends there; the cure where it is near."""
     memory = report["memory"]
     lines = table(("memory", ">floor", ">used", ">ceiling", ">warm"), quota_rows(memory["quotas"]), style)
-    kept = f"each list keeps {memory['hysteresis_segments']} free segments, warm reserve {_size(memory['warm_reserve_bytes'])}"
+    kept = f"each list keeps {memory['hysteresis_segments']} free segments, warm reserve {size_text(memory['warm_reserve_bytes'])}"
     lines += [style.paint(kept, "dim"), ""]
     if memory["validators"]:
         heads = ("validator", ">node", ">asked above", "whose", ">asked", ">refused")
@@ -291,7 +305,7 @@ def stats_lines(report: StatsReport, style: Style) -> list[str]:
     if timings:
         lines += ["", *table(("timing", ">n", ">last", ">longest"), timings, style)]
     for row in report["rounds"]:
-        waits = ", ".join(map(_name, row["waits_for"])) or "nobody"
+        waits = ", ".join(map(text_name, row["waits_for"])) or "nobody"
         lines.append(
             f"round {row['round_id']} ({row['op']}, list {row['list_idx']}, {row['n_segs']} segments) for "
             f"{_ago(row['started_ns'], report['taken_ns'])}, waits for {waits}"
@@ -318,7 +332,7 @@ def offline_lines(source: OfflineSource, taken_ns: int, style: Style) -> list[st
     command = source["command"] if len(source["command"]) <= 60 else source["command"][:59] + "…"
     primary = f"its primary (process {source['primary_pid']})"
     lines = [
-        f"offline: read from process {source['pid']} ({_name(command)}); {primary} "
+        f"offline: read from process {source['pid']} ({text_name(command)}); {primary} "
         + ("holds the prefix" if source["primary_holds_prefix"] else "is gone")
         + (
             f"; last change of the map {_ago(source['last_change_ns'], taken_ns)} ago"
@@ -352,7 +366,7 @@ def _head(control: ControlFields, taken_ns: int, style: Style) -> list[str]:
     state = control["primary_state"]
     return [
         (
-            f"{style.paint('prefix ' + _name(control['prefix']), 'bold')}  process {control['primary_pid']}, "
+            f"{style.paint('prefix ' + text_name(control['prefix']), 'bold')}  process {control['primary_pid']}, "
             f"{style.paint(state, 'green' if state == 'serving' else 'yellow')} for {_ago(control['started_ns'], taken_ns)}, "
             f"IOVA as {control['iova_mode'].upper()}, {control['n_sessions']} sessions, {control['n_zones']} memzones, "
             f"map version {control['map_version']}"
@@ -373,32 +387,34 @@ def _place_lines(place: PlaceFields) -> list[str]:
         f"{format_range(row['base_vaddr'], row['base_vaddr'] + row['window_bytes'])}",
         "segment": f"{seg['seg_idx']}, {format_range(seg['vaddr'], seg['vaddr'] + seg['bytes'])}, {seg['state']}{flags}",
         "IOVA": _address(place["iova"]),
-        "heap": f"{place['heap']['heap_idx']} ({_name(place['heap']['name'])})" if place["heap"] else "none",
+        "heap": f"{place['heap']['heap_idx']} ({text_name(place['heap']['name'])})"
+        if place["heap"]
+        else "none",
     }
     if block is not None:
         found["block"] = (
             f"{format_range(block['vaddr'], block['vaddr'] + block['bytes'])}, owner {block['owner_id']} "
-            f"({_name(block['owner'])}, {block['owner_state']}), tag {_name(block['tag'])}"
+            f"({text_name(block['owner'])}, {block['owner_state']}), tag {text_name(block['tag'])}"
             f"{', private' if block['is_private'] else ''}"
         )
     if zone is not None:
         found["memzone"] = (
-            f"{_name(zone['name'])}, {format_range(zone['vaddr'], zone['vaddr'] + zone['bytes'])}"
+            f"{text_name(zone['name'])}, {format_range(zone['vaddr'], zone['vaddr'] + zone['bytes'])}"
         )
     lines = [f"  {name:<9} {text}" for name, text in found.items()]
     lines += [
-        f"  {'pin':<9} {pin['kind']} of {_name(pin['owner'])}, "
-        f"{format_range(pin['vaddr'], pin['vaddr'] + pin['bytes'])}: {_name(pin['reason'])}"
+        f"  {'pin':<9} {pin['kind']} of {text_name(pin['owner'])}, "
+        f"{format_range(pin['vaddr'], pin['vaddr'] + pin['bytes'])}: {text_name(pin['reason'])}"
         for pin in place["pins"]
     ]
-    who = [f"{_name(one['name'])} (process {one['pid']})" for one in place["mapped_by"]]
+    who = [f"{text_name(one['name'])} (process {one['pid']})" for one in place["mapped_by"]]
     return [*lines, f"  {'mapped by':<9} {', '.join(who) or 'nobody'}"]
 
 
 def _list_lines(row: ListFields, style: Style) -> list[str]:
     window = format_range(row["base_vaddr"], row["base_vaddr"] + row["window_bytes"])
     runs = [
-        f"  {format_range(run['vaddr'], run['vaddr'] + run['bytes'])}  {run['n_segs']} segments, {_size(run['bytes'])}"
+        f"  {format_range(run['vaddr'], run['vaddr'] + run['bytes'])}  {run['n_segs']} segments, {size_text(run['bytes'])}"
         for run in row["runs"][:_MAX_RUN_LINES]
     ]
     left = len(row["runs"]) - _MAX_RUN_LINES
@@ -412,8 +428,8 @@ def _list_lines(row: ListFields, style: Style) -> list[str]:
             f"{row['numa_node']}, {row['supply']} {row['form']}, window {window}"
         ),
         (
-            f"  {row['n_present']} of {row['limit_segments']} segments, {_size(row['present_bytes'])} of "
-            f"{_size(row['limit_bytes'])}: used {_size(row['used_bytes'])}, free {_size(row['free_bytes'])}"
+            f"  {row['n_present']} of {row['limit_segments']} segments, {size_text(row['present_bytes'])} of "
+            f"{size_text(row['limit_bytes'])}: used {size_text(row['used_bytes'])}, free {size_text(row['free_bytes'])}"
         ),
         *_bar_line(row["occupancy"], style),
         *runs,
@@ -423,7 +439,7 @@ def _list_lines(row: ListFields, style: Style) -> list[str]:
 def _bar_line(occupancy: OccupancyFields, style: Style) -> list[str]:
     if not occupancy["cells"]:
         return []
-    return [f"  {occupancy_bar(occupancy, style)}  {_size(occupancy['cell_bytes'])} each"]
+    return [f"  {occupancy_bar(occupancy, style)}  {size_text(occupancy['cell_bytes'])} each"]
 
 
 def _session_row(row: SessionFields, taken_ns: int) -> Sequence[str | Cell]:
@@ -432,9 +448,9 @@ def _session_row(row: SessionFields, taken_ns: int) -> Sequence[str | Cell]:
     note = f"ended {_ago(row['ended_ns'], taken_ns)} ago" if row["ended_ns"] else note
     return (
         str(row["owner_id"]),
-        _name(row["name"]),
+        text_name(row["name"]),
         row["role"],
-        _state(row["protocol_state"] or row["state"]),
+        state_cell(row["protocol_state"] or row["state"]),
         str(row["pid"]),
         str(row["uid"]),
         _ago(row["attached_ns"], taken_ns),
@@ -464,7 +480,7 @@ def _share(row: LimitFields) -> float:
 
 
 def _amount(value: int, unit: str) -> str:
-    return _size(value) if unit == "bytes" else f"{value} {unit}"
+    return size_text(value) if unit == "bytes" else f"{value} {unit}"
 
 
 def _event_text(topic: str, data: object) -> str:
@@ -473,8 +489,8 @@ def _event_text(topic: str, data: object) -> str:
     vaddr, size = data.get("vaddr"), data.get("bytes")
     if topic == "map" and isinstance(vaddr, int) and isinstance(size, int):
         where = format_range(vaddr, vaddr + size)
-        return f"list {data.get('list_idx')}  {where}  {data.get('n_segs')} segments, {_size(size)}"
-    return "  ".join(f"{key}={_name(str(value))}" for key, value in data.items() if key != "type")
+        return f"list {data.get('list_idx')}  {where}  {data.get('n_segs')} segments, {size_text(size)}"
+    return "  ".join(f"{key}={text_name(str(value))}" for key, value in data.items() if key != "type")
 
 
 def _owner_number(owner_id: int | None) -> str:
@@ -485,16 +501,19 @@ def _more(n_more: int, style: Style) -> list[str]:
     return [style.paint(f"… and {n_more} more", "yellow")] if n_more else []
 
 
-def _state(state: str) -> Cell:
+def state_cell(state: str) -> Cell:
+    """Return the state of an owner; an orphan must be seen."""
     bad = {"dead", "orphan", "unknown"}
     return Cell(state, "red" if state in bad else "yellow" if state in {"attaching", "lagging"} else "")
 
 
-def _name(text: str) -> str:
+def text_name(text: str) -> str:
+    """Return a name that somebody chose, printable."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _size(size_bytes: int) -> str:
+def size_text(size_bytes: int) -> str:
+    """Return a size in human units, without the padding of columns."""
     return human_size(size_bytes).strip()
 
 

@@ -266,6 +266,8 @@ class HeapFields(TypedDict):
     n_frees: int
     n_rebuilds: int
     n_takeovers: int
+    n_cached_blocks: int
+    cached_bytes: int
     lock_owner_id: int | None
 
 
@@ -274,13 +276,16 @@ class UsageFields(TypedDict):
 
     id: int
     name: str
+    tag: str
     state: str
     n_blocks: int
     bytes: int
+    largest_bytes: int
+    oldest_s: int
 
 
 class HeapsReport(Report):
-    """`heaps`: the heaps, and the live blocks summed up by owner, tag or size."""
+    """`heaps`: the heaps, and the live blocks summed up by owner, tag, size, or owner and tag."""
 
     prefix: str
     heaps: list[HeapFields]
@@ -485,20 +490,23 @@ def segments_report(memory: ReportSource, n_max: int = MAX_SEGMENT_ROWS) -> Segm
 
 
 def heaps_report(
-    memory: ReportSource, by: UsageBy = UsageBy.OWNER, n_max: int = MAX_USAGE_ROWS
+    memory: ReportSource, by: UsageBy = UsageBy.OWNER, older_s: int = 0, n_max: int = MAX_USAGE_ROWS
 ) -> HeapsReport:
     """Return the heaps, and who uses them.
 
     Args:
         memory: to read.
-        by: what blocks are summed up by; the largest sums come first (by size: the smallest blocks).
+        by: what blocks are summed up by; the largest sums come first (by size: the smallest blocks; by owner and tag: what the
+            dead left).
+        older_s: leave out sums whose oldest block is younger than so many seconds.
         n_max: most rows of usage.
     """
     info = memory.control_info()
     names = _Owners(memory)
-    usage = [_usage(memory, names, by, row) for row in memory.usage(by)]
+    usage = [_usage(memory, names, by, row) for row in memory.usage(by) if row.oldest_s >= older_s]
     if by is not UsageBy.SIZE:
-        usage.sort(key=lambda row: (-row["bytes"], row["id"]))
+        orphans_first = by is UsageBy.OWNER_TAG
+        usage.sort(key=lambda row: (orphans_first and row["state"] != "orphan", -row["bytes"], row["id"]))
     return {
         **report_head("heaps"),
         "prefix": info.prefix,
@@ -753,12 +761,14 @@ def _heap(memory: ReportSource, stats: HeapStats) -> HeapFields:
         "n_frees": stats.n_frees,
         "n_rebuilds": stats.n_rebuilds,
         "n_takeovers": stats.n_takeovers,
+        "n_cached_blocks": stats.n_cached_blocks,
+        "cached_bytes": stats.cached_bytes,
         "lock_owner_id": memory.heap_lock_owner(stats.heap_idx),
     }
 
 
 def _usage(memory: ReportSource, names: _Owners, by: UsageBy, row: Usage) -> UsageFields:
-    name, state = "", ""
+    name, tag, state = "", "", ""
     match by:
         case UsageBy.OWNER:
             name, state = names.name_and_state(row.id)
@@ -766,7 +776,19 @@ def _usage(memory: ReportSource, names: _Owners, by: UsageBy, row: Usage) -> Usa
             name = memory.tag_name(row.id)
         case UsageBy.SIZE:
             name = f"<= {1 << row.id}"
-    return {"id": row.id, "name": name, "state": state, "n_blocks": row.n_blocks, "bytes": row.bytes}
+        case UsageBy.OWNER_TAG:
+            name, state = names.name_and_state(row.id >> 16)
+            tag = memory.tag_name(row.id & 0xFFFF)
+    return {
+        "id": row.id,
+        "name": name,
+        "tag": tag,
+        "state": state,
+        "n_blocks": row.n_blocks,
+        "bytes": row.bytes,
+        "largest_bytes": row.largest_bytes,
+        "oldest_s": row.oldest_s,
+    }
 
 
 def _zone(zone: MemzoneInfo, names: _Owners) -> ZoneFields:

@@ -169,6 +169,11 @@ def _compiler() -> str:
     return ", ".join(tool for tool in ("gcc", "pkg-config", "nm") if shutil.which(tool) is None)
 
 
+def _net_tools() -> str:
+    tools = ("ip", "ss", "nsenter", "setpriv", "sysctl", "ping", "iperf3", "tcpdump")
+    return ", ".join(tool for tool in tools if shutil.which(tool) is None)
+
+
 def _numa_2() -> str:
     n = len(list(Path("/sys/devices/system/node").glob("node[0-9]*")))
     return "" if n >= 2 else f"this machine has {n} NUMA node"
@@ -188,9 +193,11 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "cgroup-hugetlb": _cgroup_hugetlb,
     "peer-pidfd": _peer_pidfd,
     "namespaces": _namespaces,
+    "net-tools": _net_tools,
     "compiler": _compiler,
     "numa-2": _numa_2,
     "no-swap": _no_swap,
+    "testpmd": lambda: "" if shutil.which("dpdk-testpmd") else "dpdk-testpmd (apt-get install dpdk)",
 }
 REQUIRED = frozenset(filter(None, os.environ.get("DPDKMEM_REQUIRE", "").replace(" ", "").split(",")))
 

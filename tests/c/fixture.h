@@ -16,8 +16,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "cache.h"
 #include "check.h"
-#include "heap.h"
 #include "zone.h"
 
 /* Application memory for ASan and for TSan (its middle range ends at 0x568000000000), and above all that Linux gives to
@@ -26,6 +26,12 @@
 enum { FIXTURE_CHILD = 2, FIXTURE_LIMIT = 64 /* memsegs of 2 MiB */ };
 #define MIB (UINT64_C(1) << 20)
 #define GIB (UINT64_C(1) << 30)
+
+#ifndef FIXTURE_MEMFD_FLAGS
+#define FIXTURE_MEMFD_FLAGS 0 /* MFD_HUGETLB: of benchmarks */
+#endif
+static uint32_t fixture_flags; /* DM_CTL_, of the next fixture_open() */
+static uint32_t fixture_cache_bytes; /* of the next fixture_open(): 0 no caches, so that what is freed is the heap's at once */
 
 struct fixture {
 	struct dm_memory m;
@@ -52,6 +58,8 @@ static inline void fixture_present(struct fixture *f, uint32_t list_idx, uint64_
 {
 	const struct dm_list *l = dm_list_at(f->m.ctl, list_idx);
 
+	/* Fresh pages, as a primary's are. */
+	CHECK(madvise((void *)(l->base_vaddr + first * l->page_bytes), n * l->page_bytes, MADV_REMOVE) == 0);
 	for (uint64_t seg = first; seg < first + n; seg++)
 		dm_list_memseg(f->m.ctl, l, seg)->iova = l->base_vaddr + (seg + seg / 8) * l->page_bytes;
 	dm_heap_commit_segments(&f->m, list_idx, first, n, DM_SEG_PRESENT | flags, DM_MEM_EVENT_ALLOC);
@@ -107,9 +115,10 @@ static inline void fixture_open(struct fixture *f)
 	const int32_t nodes[] = { 0, 1, 2 };
 	const struct dm_control_spec spec = {
 		.prefix = "fixture", .base_vaddr = FIXTURE_BASE, .n_lists = 4, .n_heaps = 3, .lists = lists,
-		.heap_nodes = nodes, .iova_mode = 1,
+		.heap_nodes = nodes, .iova_mode = 1, .cache_bytes = fixture_cache_bytes,
+		.flags = fixture_flags,
 	};
-	int memory = memfd_create("fixture", MFD_CLOEXEC);
+	int memory = memfd_create("fixture", MFD_CLOEXEC | FIXTURE_MEMFD_FLAGS);
 
 	memset(f, 0, sizeof(*f));
 	pthread_mutex_init(&f->growing, NULL);
@@ -161,6 +170,24 @@ static inline void fixture_check_laws(struct fixture *f)
 	}
 }
 
+/* While nobody else is inside. */
+static inline void fixture_check_caches(struct fixture *f)
+{
+	char text[DM_ERROR_BYTES] = "";
+
+	for (uint32_t i = 0; i < f->m.ctl->n_heaps; i++) {
+		struct dm_heap *h = dm_heap_at(f->m.ctl, i);
+		int err;
+
+		CHECK(dm_heap_lock(&f->m, h, -1) == 0);
+		err = dm_caches_are_valid(&f->m, i, text, sizeof(text));
+		dm_heap_unlock(&f->m, h);
+		if (err != 0)
+			fprintf(stderr, "%s\n", text);
+		CHECK(err == 0);
+	}
+}
+
 /* Gives the list's free memsegs back. */
 static inline void fixture_shrink(struct fixture *f, uint32_t list_idx)
 {
@@ -188,9 +215,12 @@ static inline uint64_t fixture_block_bytes(struct fixture *f)
 static inline void fixture_close(struct fixture *f)
 {
 	fixture_check_laws(f);
+	fixture_check_caches(f);
 	CHECK(fixture_block_bytes(f) == 0);
 	CHECK(f->m.ctl->n_zones == 0);
 	CHECK(dm_threads_close(&f->m) == 0);
+	for (uint32_t i = 0; i < f->m.ctl->n_heaps; i++) /* no thread, no cache */
+		CHECK(dm_heap_at(f->m.ctl, i)->n_blocks == 0);
 	dm_control_unmap(f->m.ctl, f->ctl_bytes);
 	close(f->ctl_fd);
 	CHECK(munmap((void *)FIXTURE_BASE, 4 * GIB) == 0);

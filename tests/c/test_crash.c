@@ -4,23 +4,21 @@
  * parent takes the locks over, checks all laws, reaps, and finds every byte. The children die inside recovery as well: a
  * second child is killed at each point of taking over what a first one left.
  */
-#include "fixture.h"
+#include "crash_child.h"
 #include "futex.h"
 
-enum { SECOND_CHILD = FIXTURE_CHILD + 1, NESTED_STRIDE = 9, MAX_POINTS = 5000 };
+enum { MAX_POINTS = 5000 };
 
-static struct fixture f;
-static int kill_at, n_points; /* 0: never. n_points of the child that runs */
+static int nested_stride = 9; /* with caches there is more on the way, and the same again: 45 */
 
-void dm_crash_point(const char *name)
+/* Another thread of this process detaches there. */
+static void end_inside_a_cache(const char *name)
 {
-	if (kill_at == 0)
-		return;
-	if (getenv("DM_CRASH_VERBOSE") != NULL)
-		fprintf(stderr, "%d %s\n", n_points + 1, name);
-	if (++n_points == kill_at)
-		raise(SIGKILL);
+	if (strcmp(name, "cache: busy") == 0)
+		atomic_store(&f.m.state, -ESHUTDOWN);
 }
+
+static void *passed; /* the parent's: a child frees it, or dies before */
 
 /* ---- what the children do ---- */
 
@@ -101,6 +99,27 @@ static void work_as_a_secondary(void)
 	dm_threads_close(&f.m);
 }
 
+/* Cached and uncached, of one slab and of several, more than a cache holds; and the parent's lane is emptied, which is idle. */
+static void work_through_caches(void)
+{
+	enum { N = 20 };
+	void *small[N], *runs[6];
+
+	for (int i = 0; i < N; i++)
+		small[i] = dm_malloc(&f.m, 4000, 0); /* a cache holds 16 */
+	for (int i = 0; i < 6; i++)
+		runs[i] = take(60000, i % 2 ? DM_ALLOC_PRIVATE : 0);
+	for (int i = 0; i < N; i++)
+		CHECK(dm_free(&f.m, small[i]) == 0);
+	for (int i = 0; i < 5; i++)
+		CHECK(dm_free(&f.m, runs[i]) == 0);
+	small[0] = dm_zmalloc(&f.m, 900, 0);
+	CHECK(small[0] != NULL && dm_free(&f.m, passed) == 0);
+	CHECK(dm_caches_drain(&f.m, dm_heap_at(f.m.ctl, 0), false, -1) > 0);
+	CHECK(dm_free(&f.m, small[0]) == 0);
+	dm_threads_close(&f.m);
+}
+
 static void work_as_a_primary(void)
 {
 	char text[DM_ERROR_BYTES];
@@ -159,30 +178,6 @@ static void wait_for_a_lock(void)
 {
 	CHECK(dm_heap_lock(&f.m, dm_heap_at(f.m.ctl, 0), -1) == 0);
 	dm_heap_unlock(&f.m, dm_heap_at(f.m.ctl, 0));
-}
-
-/* ---- killing ---- */
-
-static pid_t start_child(uint32_t owner_id, void (*script)(void), int point)
-{
-	pid_t pid = fork();
-
-	CHECK(pid >= 0);
-	if (pid != 0)
-		return pid;
-	fixture_attach(&f, owner_id);
-	kill_at = point;
-	script();
-	_exit(0);
-}
-
-/* True: it was killed at its point. False: it got through. */
-static bool was_killed(pid_t pid)
-{
-	int status = fixture_reap_child(pid);
-
-	CHECK(WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 0);
-	return WIFSIGNALED(status);
 }
 
 /* ---- what must be so afterwards ---- */
@@ -286,6 +281,7 @@ static void check_all(int point)
 	reserve_parents_zone();
 	check_arrays_and_structures();
 	fixture_check_laws(&f);
+	fixture_check_caches(&f);
 	check_nobody_else_holds_anything();
 	check_every_byte();
 }
@@ -301,6 +297,36 @@ static int a_secondary_may_die_anywhere(void)
 		CHECK(++point < MAX_POINTS);
 	}
 	check_all(point);
+	return point - 1;
+}
+
+/* The parent's lane has something of several sizes in its cache, for the child to give back; n_before of the heap's blocks. */
+static void fill_parents_cache(void)
+{
+	static const uint64_t sizes[] = { 64, 1000, 1000, 5000, 20000, 60000 };
+	void *blocks[6];
+
+	for (int i = 0; i < 6; i++)
+		CHECK((blocks[i] = dm_malloc(&f.m, sizes[i], 0)) != NULL);
+	for (int i = 0; i < 6; i++)
+		CHECK(dm_free(&f.m, blocks[i]) == 0);
+	CHECK((passed = dm_malloc(&f.m, 1000, 0)) != NULL);
+}
+
+static int who_uses_caches_may_die_anywhere(void)
+{
+	bool killed = true;
+	struct dm_block_info info;
+	int point = 0;
+
+	while (killed) {
+		fill_parents_cache();
+		killed = was_killed(start_child(FIXTURE_CHILD, work_through_caches, ++point));
+		if (dm_block_lookup(&f.m, passed, &info) == 0 && info.owner_id == DM_OWNER_PRIMARY)
+			CHECK(dm_free(&f.m, passed) == 0);
+		check_all(point);
+		CHECK(point < MAX_POINTS);
+	}
 	return point - 1;
 }
 
@@ -377,7 +403,7 @@ static int whoever_takes_over_may_die_anywhere(int n_first)
 	enum { SLACK = 20 };
 	int n = 0;
 
-	for (int first = 1; first <= n_first; first += NESTED_STRIDE) {
+	for (int first = 1; first <= n_first; first += nested_stride) {
 		bool killed = true;
 
 		for (int point = 1; killed; point++, n++) {
@@ -386,7 +412,7 @@ static int whoever_takes_over_may_die_anywhere(int n_first)
 			killed = was_killed(start_child(SECOND_CHILD, take_all_locks, point));
 			check_all(point);
 			CHECK(point < MAX_POINTS);
-			point += killed ? NESTED_STRIDE - 1 : 0;
+			point += killed ? nested_stride - 1 : 0;
 		}
 	}
 	return n;
@@ -411,20 +437,124 @@ static void a_waiter_may_die_anywhere(void)
 	}
 }
 
-int main(void)
+/* ---- with --heap-debug ---- */
+
+static void fill_blocks(void)
+{
+	struct dm_memzone_spec spec = { .name = "child's", .bytes = 5000, .numa_node = 0 };
+	uint8_t *private = take(1000, DM_ALLOC_PRIVATE), *shared = take(1000, 0), *run = take(9000, 0);
+	struct dm_memzone z;
+
+	CHECK(dm_free(&f.m, private) == 0 && dm_free(&f.m, shared) == 0 && dm_free(&f.m, run) == 0 && dm_free(&f.m, passed) == 0);
+	CHECK(dm_memzone_reserve(&f.m, &spec, &z) == 0 && dm_memzone_free(&f.m, z.zone_idx, z.generation) == 0);
+}
+
+static void check_nothing_is_damaged(void)
+{
+	struct dm_block_cursor cursor = { 0 };
+	char text[DM_ERROR_BYTES] = "";
+	int n = dm_debug_find_damaged(&f.m, &cursor, text);
+
+	if (n != 0)
+		fprintf(stderr, "%s\n", text);
+	CHECK(n == 0);
+}
+
+/* Whoever gets the memory next finds nothing wrong with it. */
+static void take_all_the_memory_of_a_slab(void)
+{
+	void *blocks[60], *run = take(9000, 0), *zone = take(5000, 0);
+
+	for (int i = 0; i < 60; i++)
+		blocks[i] = take(1000, 0);
+	for (int i = 0; i < 60; i++)
+		CHECK(dm_free(&f.m, blocks[i]) == 0);
+	CHECK(dm_free(&f.m, run) == 0 && dm_free(&f.m, zone) == 0);
+}
+
+static int who_fills_blocks_may_die_anywhere(void)
+{
+	struct dm_reap_report report;
+	struct dm_block_info info;
+	bool killed = true;
+	int point = 0;
+
+	fixture_present(&f, 0, 0, 4, 0);
+	while (killed) {
+		passed = take(1000, 0);
+		killed = was_killed(start_child(FIXTURE_CHILD, fill_blocks, ++point));
+		check_nothing_is_damaged();
+		CHECK(dm_reap_owner(&f.m, FIXTURE_CHILD, &report) == 0);
+		check_nothing_is_damaged();
+		CHECK(dm_owner_free_blocks(&f.m, FIXTURE_CHILD, &report) == 0);
+		if (dm_block_lookup(&f.m, passed, &info) == 0)
+			CHECK(dm_free(&f.m, passed) == 0);
+		CHECK(fixture_block_bytes(&f) == 0);
+		take_all_the_memory_of_a_slab();
+		CHECK(fixture_block_bytes(&f) == 0);
+		fixture_check_laws(&f);
+		CHECK(point < MAX_POINTS);
+	}
+	return point - 1;
+}
+
+static void test_with_heap_debug(void)
+{
+	static const uint32_t modes[] = { DM_CTL_GUARD, DM_CTL_POISON, DM_CTL_GUARD | DM_CTL_POISON };
+
+	for (int i = 0; i < 3; i++) {
+		fixture_flags = modes[i];
+		fixture_open(&f);
+		printf("killed at %d points with --heap-debug %u\n", who_fills_blocks_may_die_anywhere(), modes[i]);
+		fixture_close(&f);
+	}
+}
+
+static void who_enters_a_cache_while_the_memory_ends_touches_nothing(void)
+{
+	void *p = dm_malloc(&f.m, 64, 0), *q = dm_malloc(&f.m, 64, 0);
+	const struct dm_cache *k = dm_cache_of(f.m.ctl, dm_lane_id(&f.m), 0);
+	uint32_t n = dm_cache_n(k, 0);
+	struct dm_block_info info;
+
+	CHECK(dm_free(&f.m, q) == 0 && dm_cache_n(k, 0) == n + 1);
+	at_each_point = end_inside_a_cache;
+	CHECK(dm_malloc(&f.m, 64, 0) == NULL && atomic_load(&f.m.state) == -ESHUTDOWN);
+	CHECK(dm_cache_n(k, 0) == n + 1 && atomic_load(&k->busy) == 0);
+	atomic_store(&f.m.state, 0);
+	CHECK(dm_free(&f.m, p) == -ESHUTDOWN && dm_cache_n(k, 0) == n + 1);
+	at_each_point = NULL;
+	atomic_store(&f.m.state, 0);
+	CHECK(dm_block_lookup(&f.m, p, &info) == 0 && dm_free(&f.m, p) == 0);
+	check_all(1);
+}
+
+int main(int argc, char **argv)
 {
 	struct dm_memzone z;
-	int n, n_primary, n_warm, n_nested;
+	int n, n_primary, n_warm, n_nested, n_caches = 0;
 
+	if (argc > 1 && strcmp(argv[1], "debug") == 0) {
+		test_with_heap_debug();
+		return 0;
+	}
+	fixture_cache_bytes = argc > 1 && strcmp(argv[1], "caches") == 0 ? 65536 : 0;
+	if (fixture_cache_bytes != 0)
+		nested_stride = 45;
 	fixture_open(&f);
 	prepare();
 	check_all(1);
+	if (fixture_cache_bytes != 0)
+		who_enters_a_cache_while_the_memory_ends_touches_nothing();
 	n = a_secondary_may_die_anywhere();
 	n_primary = a_primary_may_die_anywhere_in_the_heap();
 	n_warm = who_claims_from_the_warm_reserve_may_die_anywhere() + a_primary_may_die_anywhere_in_the_reserve();
 	a_waiter_may_die_anywhere();
 	n_nested = whoever_takes_over_may_die_anywhere(n);
-	printf("killed at %d points of a secondary, %d of a primary, %d of the warm reserve, %d pairs\n", n, n_primary, n_warm, n_nested);
+	if (fixture_cache_bytes != 0)
+		n_caches = who_uses_caches_may_die_anywhere();
+	printf("killed at %d points of a secondary, %d of a primary, %d of the warm reserve, %d of caches, %d pairs\n", n, n_primary, n_warm,
+	       n_caches, n_nested);
 	for (int i = 0; i < 5; i++)
 		CHECK(dm_free(&f.m, parents.blocks[i]) == 0);
 	CHECK(dm_fbarray_destroy(&f.m, &parents.array) == 0);

@@ -176,6 +176,22 @@ class Pool:
         return Pool(*(int((folder / name).read_text()) for name in names))
 
 
+# ---- programs in C ---------------------------------------------------------------------------------------------
+
+
+def compile_program(source: Path, folder: Path) -> Path:
+    """Returns a program, compiled as users do, against the library that the package uses."""
+    from dpdkmem import native
+
+    library = (Path(native.__file__).parent / "libdpdkmem.so").resolve()
+    headers = Path(__file__).resolve().parents[2] / "native"
+    path = folder / source.stem
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2", f"-I{headers}"]
+    link = [str(library), f"-Wl,-rpath,{library.parent}", "-pthread"]
+    subprocess.run(["gcc", *flags, "-o", path, source, *link], check=True)
+    return path
+
+
 # ---- the primary -----------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 import pytest
-from harness import DEADLINE_SECONDS, FORMS, MIB, start_primary, wait_dead, wait_until
+from harness import DEADLINE_SECONDS, FORMS, MIB, compile_program, start_primary, wait_dead, wait_until
 
 import dpdkmem
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.needs("userfaultfd", "compiler"), pytest.mark.usefixtures("runtime_dir")]
-ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 NOWHERE = Path("/nonexistent")  # no hugetlbfs is used
 PLAIN = {name: form for name, form in FORMS.items() if not form.is_huge}
@@ -68,15 +67,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(name: str, folder: Path) -> Path:
-    """A program, compiled as users do, against the library that the package uses."""
-    from dpdkmem import native
-
-    library = (Path(native.__file__).parent / "libdpdkmem.so").resolve()
-    path = folder / name
-    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", f"-I{ROOT / 'native'}"]
-    link = [str(library), f"-Wl,-rpath,{library.parent}", "-pthread"]
-    subprocess.run(["gcc", *flags, "-o", path, HERE / f"{name}.c", *link], check=True)
-    return path
+    return compile_program(HERE / f"{name}.c", folder)
 
 
 @pytest.fixture(params=list(PLAIN))

@@ -16,6 +16,7 @@ from dpdkmem import cli
 from dpdkmem.shared import runtime
 from dpdkmem.shared.errors import ALL_ERRORS, EXIT_STATUSES
 from dpdkmem.shared.prefix_lock import prefix_lock
+from dpdkmem.shared.render import cut_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -159,7 +160,7 @@ def test_prefixes_lists_living_and_dead(runtime_dir: Path) -> None:
     ],
 )
 def test_lines_are_cut_to_the_screen_and_their_colours_end(line: str, width: int, expected: str) -> None:
-    assert cli._cut(line, width) == expected
+    assert cut_line(line, width) == expected
 
 
 def test_help_loads_neither_the_c_library_nor_zeromq_nor_the_primary() -> None:

@@ -91,7 +91,7 @@ class EmptyMemory:
     def lists(self) -> list[object]:
         return []
 
-    heaps = memzones = owners = pins = lists
+    heaps = memzones = owners = pins = port_queues = lists
 
 
 class Backend:

@@ -43,6 +43,8 @@ TABLE = [
     ("LimitExceeded", "ResourceError", "limit_exceeded", True, 13),
     ("DeviceBusy", "ResourceError", "device_busy", True, 14),
     ("NotPermitted", "ResourceError", "not_permitted", False, 15),
+    ("RingFull", "ResourceError", "ring_full", True, 16),
+    ("RingEmpty", "ResourceError", "ring_empty", True, 17),
     ("ProtocolError", "DpdkmemError", "protocol", False, 20),
     ("LocalProtocolError", "ProtocolError", "local_protocol", False, 21),
     ("PeerProtocolError", "ProtocolError", "peer_protocol", False, 22),

@@ -10,6 +10,7 @@ import pytest
 
 from dpdkmem.native import PrimaryMemory
 from dpdkmem.primary import growth as growth_module
+from dpdkmem.primary.devices import DeviceMaps
 from dpdkmem.primary.growth import Growth, MemsegList
 from dpdkmem.primary.limits import LimitGuard, count_descriptors
 from dpdkmem.primary.loop import Loop
@@ -23,7 +24,9 @@ from dpdkmem.shared.kinds import HugeUnlink, LagPolicy, SegmentForm, SupplyKind
 from dpdkmem.shared.model import ControlSpec, GrowRequest, ListSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from dpdkmem.primary.devices import FileRange
 
 MIB = 1 << 20
 BASE = 0x3_0000_0000
@@ -48,12 +51,36 @@ class Files(PerSegmentFiles):
             raise self.failures[name].pop(0)
 
 
+class SlowDevice:
+    """A device that maps memory when it is told to."""
+
+    is_required = True
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[DpdkmemError | None], None]] = []
+
+    def map(self, _: Sequence[FileRange], done: Callable[[DpdkmemError | None], None]) -> None:
+        self.waiting.append(done)
+
+    def unmap(self, _: Sequence[FileRange], done: Callable[[], None]) -> None:
+        done()
+
+    def refresh(self) -> None:
+        pass
+
+    def go_on(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for done in waiting:
+            done(None)
+
+
 @dataclass
 class World:
     memory: PrimaryMemory
     loop: Loop
     files: list[Files]
     growth: Growth
+    devices: DeviceMaps
     errors: list[BaseException]
     outcomes: list[DpdkmemError | None] = field(default_factory=list)
 
@@ -90,6 +117,7 @@ def _world(config: MemoryConfig) -> Iterator[World]:
     files = [Files(memory, info, place) for info in memory.lists()]
     for one in files:
         one.failures = {}
+    devices = DeviceMaps(loop)
     both = [MemsegList(info, one) for info, one in zip(memory.lists(), files, strict=True)]
     growth = Growth(
         memory,
@@ -100,9 +128,10 @@ def _world(config: MemoryConfig) -> Iterator[World]:
         config,
         LimitGuard(),
         PageFinder(HugepageReserver(0), {}, may_add=False),
+        devices=devices,
     )
     try:
-        yield World(memory, loop, files, growth, errors)
+        yield World(memory, loop, files, growth, devices, errors)
         assert errors == []
     finally:
         growth.close()
@@ -184,6 +213,24 @@ def test_the_warm_reserve_counts_against_the_limit_and_gives_way_to_growth(warm:
     assert "--socket-limit" in error.text
     assert warm.made_bytes() == 16 * MIB
     assert [info.n_warm for info in warm.memory.lists()] == [0, 0]
+
+
+@pytest.mark.parametrize("n_bytes", [13 * MIB, 17 * MIB], ids=["fits without it", "never fits"])
+def test_a_growth_waits_for_what_the_reserve_is_making_before_it_is_refused(
+    warm: World, n_bytes: int
+) -> None:
+    device = SlowDevice()
+    warm.devices.join(device)
+    warm.growth.reserve.fill()
+    assert len(device.waiting) == 2, "one of each list is on its way"
+    warm.growth.grow(GrowRequest(n_bytes, 0, SMALL, 0, 0), warm.outcomes.append)
+    assert warm.outcomes == []
+    for _ in range(10):
+        warm.loop.turn(0.002)
+        device.go_on()
+    (error,) = warm.outcomes
+    assert (error is None) == (n_bytes < 16 * MIB), error
+    assert warm.made_bytes() == (14 * MIB if error is None else 0)
 
 
 def test_a_claim_from_the_warm_reserve_asks_nobody_and_is_made_good(warm: World) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from dpdkmem.primary.ipc_directory import Process
+from dpdkmem.primary.ipc_directory import Process, RefusedError
 from dpdkmem.primary.ipc_router import MpRouter
 from dpdkmem.primary.loop import Loop
 from dpdkmem.shared import ipc_messages as m
@@ -19,6 +19,9 @@ from dpdkmem.shared.fds import Fd, count_open_fds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from dpdkmem.primary.ipc_builtin import Reply
+    from dpdkmem.shared.fds import FdBundle
 
 _M = TypeVar("_M")
 NO_SESSION = bytes(16)
@@ -372,3 +375,112 @@ def test_whatever_programs_do_each_call_gets_one_result(world: World, seed: int)
         programs.collect()
     assert not any(programs.open_calls.values())
     assert (world.router.n_open_requests, world.router.n_waiting) == (0, 0)
+
+
+def ask_primary(request_id: int, *, n_fds: int = 0, timeout_ms: int = 60_000) -> m.MpSend:
+    return m.MpSend(
+        request_id,
+        m.MpKind.REQUEST,
+        m.MpTo.PRIMARY,
+        0,
+        NO_SESSION,
+        "",
+        timeout_ms,
+        0,
+        "dpdkmem.test",
+        b"ask",
+        n_fds,
+    )
+
+
+def test_the_primary_answers_a_built_in_action_itself_with_descriptors(world: World) -> None:
+    seen: list[tuple[int, bytes, int]] = []
+    read, write = os.pipe()
+
+    def handler(who: Process, param: bytes, fds: FdBundle, reply: Reply) -> None:
+        seen.append((who.owner_id, param, len(fds)))
+        assert reply(0, b"yes", (read, write))
+
+    world.router.built_in.register("dpdkmem.test", handler)
+    asker = world.peer(2)
+    asker.send(ask_primary(7, n_fds=1), (read,))
+    answer, result = asker.all()
+    os.close(read)
+    os.close(write)
+    assert seen == [(2, b"ask", 1)]
+    assert isinstance(answer, m.MpAnswer)
+    assert (answer.request_id, answer.status, answer.owner_id, answer.param, answer.n_fds) == (
+        7,
+        0,
+        1,
+        b"yes",
+        2,
+    )
+    assert result == m.MpResult(7, 0, 1, 1, "")
+
+
+def test_a_built_in_action_may_be_answered_later_and_once(world: World) -> None:
+    replies: list[Reply] = []
+    world.router.built_in.register("dpdkmem.test", lambda _who, _param, _fds, reply: replies.append(reply))
+    asker = world.peer(2)
+    asker.send(ask_primary(7))
+    assert not asker.all()
+    assert replies[0](errno.EBUSY, text="in use")
+    answer, result = asker.all()
+    assert isinstance(answer, m.MpAnswer)
+    assert (answer.status, answer.param) == (errno.EBUSY, b"in use")
+    assert result == m.MpResult(7, 0, 1, 0, "")
+    assert not replies[0](0, b"again")
+    world.turn()
+    assert not asker.all()
+
+
+def test_a_built_in_action_that_nobody_waits_for_any_more_says_so(world: World) -> None:
+    replies: list[Reply] = []
+    world.router.built_in.register("dpdkmem.test", lambda _who, _param, _fds, reply: replies.append(reply))
+    late, dead = world.peer(2), world.peer(3)
+    late.send(ask_primary(7, timeout_ms=0))
+    world.loop.turn(0.01)
+    result = late.one(m.MpResult)
+    assert (result.status, result.text) == (
+        errno.ETIMEDOUT,
+        "the primary (process 0, session 1) has not replied within 0 ms",
+    )
+    dead.send(ask_primary(8))
+    dead.die()
+    assert [reply(0) for reply in replies] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(RefusedError(errno.ESRCH, "no"), errno.ESRCH), (OSError(errno.EPERM, "no"), errno.EPERM)],
+)
+def test_what_a_built_in_action_raises_is_its_answer(world: World, error: Exception, status: int) -> None:
+    def handler(_who: Process, _param: bytes, _fds: FdBundle, _reply: Reply) -> None:
+        raise error
+
+    world.router.built_in.register("dpdkmem.test", handler)
+    asker = world.peer(2)
+    asker.send(ask_primary(7))
+    answer, _ = asker.all()
+    assert isinstance(answer, m.MpAnswer)
+    assert answer.status == status
+    assert b"no" in answer.param
+
+
+def test_a_built_in_action_hides_that_of_the_primarys_program(world: World) -> None:
+    def handler(_who: Process, _param: bytes, _fds: FdBundle, reply: Reply) -> None:
+        reply(0)
+
+    world.router.built_in.register("dpdkmem.test", handler)
+    program, asker = world.peer(1, "dpdkmem.test"), world.peer(2)
+    asker.send(ask_primary(7))
+    assert len(asker.all()) == 2
+    assert not program.all()
+
+
+def test_names_of_built_in_actions_are_the_primarys(world: World) -> None:
+    world.router.built_in.register("dpdkmem.test", lambda *_: None)
+    for name in ("mine", "dpdkmem.test"):
+        with pytest.raises(ValueError, match="no name for an action"):
+            world.router.built_in.register(name, lambda *_: None)

@@ -53,6 +53,8 @@ SAMPLES = {
     "reserve-hugepages": "1G",
     "warm-reserve": "4M",
     "shrink-hysteresis": "4",
+    "lane-cache": "32K",
+    "heap-debug": "guard,poison",
     "validator": "module:function,limit=1G",
     "ack-timeout": "250ms",
     "on-lag": "evict",
@@ -302,6 +304,8 @@ BAD_VALUES = [
     ("--reserve-hugepages", ["", "x", "-1"]),
     ("--warm-reserve", ["", "x", "-1"]),
     ("--shrink-hysteresis", ["", "x", "-1", "4294967296"]),
+    ("--lane-cache", ["", "x", "-1", "17M"]),
+    ("--heap-debug", ["", "x", "guard,", "guard;poison"]),
     (
         "--validator",
         ["", "x", "m:", ":f", "m:f,limit", "m:f,limit=x", "m:f,node=x", "m:f,size=1", "m:f,node=0,node=1"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -14,6 +14,10 @@ from dpdkmem.primary.embedded import EmbeddedPrimary
 from dpdkmem.shared.fbarray import FbArray
 from dpdkmem.shared.memory import Allocation, Memzone, UserMemory
 from dpdkmem.shared.option_table import BY_SPELLING, Group
+from dpdkmem.shared.ring import Ring
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENT: Final = ROOT / "docs/dpdk-parity.md"
@@ -27,6 +31,8 @@ CLASSES: Final = {
     "Memzone": Memzone,
     "EmbeddedPrimary": EmbeddedPrimary,
     "FbArray": FbArray,
+    "Mempool": dpdkmem.Mempool,
+    "Ring": Ring,
     "dpdkmem": dpdkmem,
 }
 
@@ -75,8 +81,27 @@ def _without_comments(text: str) -> str:
     return re.sub(r"//[^\n]*", "", re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL))
 
 
-def _declared_in_c() -> set[str]:
-    text = _without_comments((ROOT / "native/dpdkmem_api.h").read_text())
+EXPORTED: Final = (
+    "dpdkmem_api.h",
+    "dpdkmem_loop_api.h",
+    "dpdkmem_mbuf_api.h",
+    "dpdkmem_mempool_api.h",
+    "dpdkmem_port_api.h",
+    "dpdkmem_ring_api.h",
+)
+INLINE: Final = (
+    "dpdkmem_mbuf.h",
+    "dpdkmem_mempool.h",
+    "dpdkmem_owners.h",
+    "dpdkmem_port.h",
+    "dpdkmem_ring.h",
+    "dpdkmem_ring_forms.h",
+    "dpdkmem_ring_peek.h",
+)
+
+
+def _declared_in_c(headers: Iterable[str] = EXPORTED) -> set[str]:
+    text = _without_comments("".join((ROOT / "native" / header).read_text() for header in headers))
     return set(re.findall(r"\b(dm_\w+)\(", text))
 
 
@@ -124,12 +149,19 @@ def test_every_python_name_in_the_table_exists() -> None:
 
 
 def test_every_c_name_in_the_table_is_declared() -> None:
-    declared = _declared_in_c()
+    declared = _declared_in_c(EXPORTED + INLINE)
     assert not [name for row in ROWS for name in row.c if name not in declared]
 
 
 def test_every_public_c_function_is_in_the_table() -> None:
     assert not _declared_in_c() - {name for row in ROWS for name in row.c}
+
+
+def test_every_inline_operation_of_a_ring_that_dpdk_has_is_in_the_table() -> None:
+    forms = _declared_in_c(("dpdkmem_ring_forms.h", "dpdkmem_ring_peek.h"))
+    dequeues = {name for name in forms if re.search(r"enqueue|dequeue", name)}
+    assert len(dequeues) > 70
+    assert not dequeues - {name for row in ROWS for name in row.c}
 
 
 def test_every_public_method_is_in_the_table() -> None:

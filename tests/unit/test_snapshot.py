@@ -76,7 +76,12 @@ class FakeMemory:
             MemzoneInfo("later", BASE + MIB, 100, None, 2 * MIB, 0, 0, 3, 0, 1, 1, 5),
             MemzoneInfo("first", BASE, 100, BASE, 2 * MIB, 0, 0, 2, 0, 0, 1, 5),
         ]
-        self.usage_rows = [Usage(1, 1, 10), Usage(2, 2, 500), Usage(3, 1, 64), Usage(9, 1, 1)]
+        self.usage_rows = [
+            Usage(1, 1, 10, 10, 5),
+            Usage(2, 2, 500, 400, 60),
+            Usage(3, 1, 64, 64, 0),
+            Usage(9, 1, 1, 1, 0),
+        ]
         self.events = {1: self.event(1), 3: self.event(3)}  # 2 was overwritten
 
     @staticmethod
@@ -102,7 +107,7 @@ class FakeMemory:
         return [full, half, empty, OccupancyCell(0, 0)], 2 * MIB
 
     def heaps(self) -> list[HeapStats]:
-        return [HeapStats(0, "socket_0", 0, 10 * MIB, 4 * MIB, 6 * MIB, 2 * MIB, 3, 2, 1, 9, 6, 0, 0)]
+        return [HeapStats(0, "socket_0", 0, 10 * MIB, 4 * MIB, 6 * MIB, 2 * MIB, 3, 2, 1, 9, 6, 0, 0, 5, 320)]
 
     def heap_lock_owner(self, heap_idx: int) -> int | None:
         assert heap_idx == 0
