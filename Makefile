@@ -2,11 +2,13 @@
 #   make venv        the development environment: an editable install that rebuilds the C code at import
 #   make demo        a primary and its secondaries on this machine, with checks
 #   make test        lint, types and all tests (native-test, unit, fuzz, multiprocess, fault, interop); what this machine lacks is skipped by name (DPDKMEM_REQUIRE=… forbids)
+#   make test-again  the tests of pytest that failed last
 #   make asan tsan   the tests of tests/c under the sanitizers
 #   make model       the protocol of caches under the model checker spin(1)
 #   make storm       10,000 kills at random moments (minutes)
 #   make fuzz-heap fuzz-vhost   libFuzzer on the heap, and on virtqueues of hostile drivers, with clang
 #   make dist-check  sdist -> wheel -> import from a clean environment, of the last commit
+#   make vm-test     the tests of tests/vm, in virtual machines (docs/testing.md); before it, once: make vm-tools vm-kernel, as root
 #   make soak bench  minutes of random operations; figures as JSON
 # PYTHON=… chooses the interpreter, PYTEST_ARGS=… narrows the tests.
 SHELL := /bin/bash
@@ -22,8 +24,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # How programs are run here: on the farm, see .ci/farm; the first variable turns the hook of the editable install off.
 RUN := MESONPY_EDITABLE_SKIP=$(CURDIR)/build/editable PYTHONPATH=$(CURDIR)/build/farm
 
-.PHONY: venv tools build demo test lint format typecheck native-test unit fuzz multiprocess fault interop asan tsan model dist-check \
-  fuzz-heap fuzz-vhost storm soak bench clean
+.PHONY: venv tools build demo test test-again lint format typecheck native-test unit fuzz multiprocess fault interop asan tsan model dist-check \
+  fuzz-heap fuzz-vhost storm vm-tools vm-kernel vm-test soak bench clean
 
 venv: .venv/.installed
 
@@ -55,6 +57,9 @@ demo: build
 test: lint typecheck native-test
 	$(RUN) $(BIN)/pytest tests $(PYTEST_ARGS)
 
+test-again: build
+	$(RUN) $(BIN)/pytest tests --last-failed --last-failed-no-failures=none
+
 unit multiprocess fault fuzz interop: build
 	$(RUN) $(BIN)/pytest tests/$@ $(PYTEST_ARGS)
 
@@ -68,7 +73,7 @@ format: venv
 
 typecheck: build
 	MYPYPATH=build/farm $(BIN)/mypy -p dpdkmem
-	MYPYPATH=build/farm:tests/multiprocess:tests/interop $(BIN)/mypy --explicit-package-bases tests
+	MYPYPATH=build/farm:tests/multiprocess:tests/interop:tests/vm $(BIN)/mypy --explicit-package-bases tests
 	MYPYPATH=build/farm $(BIN)/mypy .ci/*.py
 	MYPYPATH=build/farm:benchmarks $(BIN)/mypy --explicit-package-bases benchmarks
 
@@ -113,6 +118,16 @@ storm: venv
 	$(call native,storm,-Ddm_check=1)
 	DM_STORM_KILLS=$(STORM_KILLS) build/storm/tests/c/test_storm
 	DM_STORM_KILLS=$(STORM_KILLS) build/storm/tests/c/test_storm caches
+
+vm-tools:
+	command -v qemu-system-x86_64 >/dev/null && test -e /usr/src/linux-source-6.12.tar.xz || { apt-get -qq update && \
+	  apt-get -qq install -y --no-install-recommends qemu-system-x86 iproute2 linux-source-6.12 flex bison bc build-essential libelf-dev xz-utils; }
+
+vm-kernel:
+	tests/vm/mkkernel $${DPDKMEM_VM_KERNEL:-build/vm}
+
+vm-test: build
+	tests/vm/test $(PYTEST_ARGS)
 
 soak: build
 	$(RUN) $(BIN)/pytest tests -m soak --timeout=1800 $(PYTEST_ARGS)

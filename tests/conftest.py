@@ -197,7 +197,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "compiler": _compiler,
     "numa-2": _numa_2,
     "no-swap": _no_swap,
-    "testpmd": lambda: "" if shutil.which("dpdk-testpmd") else "dpdk-testpmd (apt-get install dpdk)",
+    "testpmd": lambda: "" if shutil.which("dpdk-testpmd") else "dpdk-testpmd (apt-get install dpdk-dev)",
 }
 REQUIRED = frozenset(filter(None, os.environ.get("DPDKMEM_REQUIRE", "").replace(" ", "").split(",")))
 

@@ -56,18 +56,12 @@ def party(n: int, *args: str) -> Iterator[tuple[Primary, Crew, list[Secondary]]]
 @contextlib.contextmanager
 def stopped(one: Secondary) -> Iterator[None]:
     """The process does not run, whatever it was doing, until the block is left."""
-    one.signal(signal.SIGSTOP)
-    wait_until(lambda: all_threads_are(one.pid, "T"), "it is stopped")
+    one.stop()
     try:
         yield
     finally:
         if one.status is None:
             one.signal(signal.SIGCONT)
-
-
-def all_threads_are(pid: int, state: str) -> bool:
-    tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    return all((task / "stat").read_text().rsplit(")", 1)[1].split()[0] == state for task in tasks)
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -134,7 +128,7 @@ def test_what_is_there_serves_everybody_while_one_is_stopped() -> None:
         _crew,
         (one, silent, other),
     ):
-        silent.signal(signal.SIGSTOP)
+        silent.stop()
         for _ in range(50):
             vaddr = one.malloc(64 << 10)
             one.fill(vaddr, 4096, 0x22)
@@ -162,7 +156,7 @@ def test_shrink_waits_for_the_stopped_one_and_ends_when_it_goes_on() -> None:
 def test_a_shrink_that_waits_ends_when_the_stopped_one_is_killed() -> None:
     with party(3, *PER_SEGMENT, "--ack-timeout", "200ms") as (primary, _crew, (one, silent, _other)):
         vaddr = one.malloc(MIB)
-        silent.signal(signal.SIGSTOP)
+        silent.stop()
         one.free(vaddr)
         wait_until(lambda: present(primary) == 0, "the heap has given it up")
         silent.kill()
@@ -171,8 +165,8 @@ def test_a_shrink_that_waits_ends_when_the_stopped_one_is_killed() -> None:
 
 def test_growth_ends_at_once_when_the_one_it_waits_for_is_killed() -> None:
     with party(4, *PER_SEGMENT, "--ack-timeout", "15s") as (_primary, _crew, (one, dying, slow, _other)):
-        dying.signal(signal.SIGSTOP)
-        slow.signal(signal.SIGSTOP)
+        dying.stop()
+        slow.stop()
         one.post("malloc", MIB)
         time.sleep(0.1)  # not for an outcome: whether the round has begun by now or not, the rule holds
         dying.kill()

@@ -5,6 +5,7 @@ What is left of them is killed when `Workers` is closed; interfaces end with `Ne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -69,7 +70,11 @@ class Workers:
         return worker
 
     def check(self, n_flows: int = 1, flows: str = "got", result: str = "none") -> Figures:
-        return self.start(mode="check", n_flows=n_flows, flows=flows, result=result).result()
+        with contextlib.closing(
+            self.start(mode="check", n_flows=n_flows, flows=flows, result=result)
+        ) as worker:
+            self.all.remove(worker)  # there may be many of them
+            return worker.result()
 
     def rests(self, n_flows: int = 1, flows: str = "got") -> bool:
         """Whether nothing of these flows is on its way any more; looked at for longer than a receiver waits for a core."""

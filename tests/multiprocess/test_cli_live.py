@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from harness import stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,7 +136,7 @@ def test_every_verb_prints_text(live: Live, verb: str) -> None:
 
 
 def test_a_stopped_primary_is_named_and_can_be_read_offline(live: Live) -> None:
-    live.primary.send_signal(signal.SIGSTOP)
+    stop(live.primary.pid)
     done = live.run("map")
     assert done.returncode == 20
     assert f"process {live.primary.pid} " in done.stderr

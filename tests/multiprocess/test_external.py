@@ -424,7 +424,7 @@ def test_who_dies_while_others_map_what_it_adds_leaves_nothing(
     one.run("m.malloc_heap_create('ext')")
     one.run(f"fd = x.file({str(path)!r}, {1 << 20})")
     one.run(f"x.shared({VA}, {1 << 20}, fd)")
-    two.signal(signal.SIGSTOP)
+    two.stop()
     one.post("run", f"m.malloc_heap_memory_add('ext', {VA}, {1 << 20}, None, {KB4}, fd=fd)")
     wait_until(lambda: mappings(three.pid, of=path.name), "the round runs")
     one.kill()

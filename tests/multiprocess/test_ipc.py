@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import in_ipc
 import pytest
-from harness import MIB, Crew, RemoteFailure, start_primary, wait_until
+from harness import MIB, Crew, RemoteFailure, start_primary, stop, wait_until
 
 import dpdkmem
 from dpdkmem import MpMessage, MpTarget
@@ -387,7 +387,7 @@ def test_an_asynchronous_request_that_cannot_be_sent_completes_or_is_refused_onc
     one, two = members(crew, 2)
     register(two, silent="never")
     one.run("box.ask_partial('silent', 1, 's2')")
-    os.kill(primary.pid, signal.SIGSTOP)
+    stop(primary.pid)
     n_refused = cast("int", one.run("box.request_async_many('silent', 's2', 200)"))
     assert n_refused > 0, "the channel is full"
     wait_until(lambda: cast("int", one.run("len(box.completed)")) + n_refused == 200, "each is heard of")
@@ -602,7 +602,7 @@ def test_a_stopped_receiver_costs_the_others_nothing_and_its_request_the_deadlin
     one, two, three = members(crew, 3)
     register(two, echo="echo")
     register(three, echo="echo")
-    two.signal(signal.SIGSTOP)
+    two.stop()
     try:
         one.run("box.ask_in_background('echo', 's2')")
         assert one.run("[box.ask('echo', 'x', to='s3') for _ in range(50)]") == [["x"]] * 50
@@ -687,7 +687,7 @@ def test_a_detach_ends_what_waits_and_leaves_nothing_behind(crew: Crew, primary:
 def test_a_detach_does_not_wait_for_a_primary_that_does_not_read(crew: Crew, primary: Primary) -> None:
     one, two = members(crew, 2)
     register(two, silent="never")
-    os.kill(primary.pid, signal.SIGSTOP)
+    stop(primary.pid)
     assert one.run("box.request_async_many('silent', 's2', 200)") != 0
     one.run("box.ask_in_background('silent', 's2')")
     one.detach()

@@ -19,6 +19,7 @@ from harness import (
     RemoteFailure,
     compile_program,
     start_primary,
+    stop,
     wait_dead,
     wait_equal,
     wait_until,
@@ -208,7 +209,7 @@ def test_a_stopped_process_delays_by_a_second_and_no_more(
     ring = mine.ring_create("shared", 8)
     ring.enqueue(1)
     with Program(program, socket_path, "shared", "hold") as holder:
-        signal.pidfd_send_signal(holder.pidfd, signal.SIGSTOP)
+        stop(holder.process.pid)
         for call in (lambda: ring.enqueue(2), ring.dequeue, ring.reset):
             began = time.monotonic()
             with pytest.raises(DeviceBusy):

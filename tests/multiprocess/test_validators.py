@@ -134,7 +134,7 @@ def test_a_silent_validator_refuses_after_the_deadline_and_owes(crew: Crew) -> N
     with start_primary(*ARGS, "--ack-timeout=300ms") as primary:
         one, two = crew.attach(2)
         one.run("m.mem_alloc_validator_register('slow', lambda *_: None)")
-        one.signal(signal.SIGSTOP)
+        one.stop()
         assert "slow" in refused(two, PAGE, "ResourceError")
         assert "slow" in refused(two, PAGE, "ResourceError"), "at once: it owes an answer"
         one.signal(signal.SIGCONT)
@@ -146,7 +146,7 @@ def test_a_silent_validator_is_evicted_where_that_is_the_policy(crew: Crew) -> N
     with start_primary(*ARGS, "--ack-timeout=300ms", "--on-lag=evict"):
         one, two = crew.attach(2)
         one.run("m.mem_alloc_validator_register('slow', lambda *_: None)")
-        one.signal(signal.SIGSTOP)
+        one.stop()
         two.malloc(PAGE)
         one.signal(signal.SIGCONT)
         wait_until(lambda: one.run("m.state.value") == "evicted", "it is told")
