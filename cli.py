@@ -29,6 +29,7 @@ from dpdkmem.shared.admin_cli import COMMANDS as ADMIN_COMMANDS
 from dpdkmem.shared.errors import DpdkmemError, PeerProtocolError, ProtocolError
 from dpdkmem.shared.render import Style, cut_line
 from dpdkmem.shared.units import NS_PER_S
+from dpdkmem.shared.vfio_cli import vfio_group as _vfio_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -400,6 +401,7 @@ def demo(seconds: float, workers: int, *, no_huge: bool) -> None:
 for _command in ADMIN_COMMANDS:
     main.add_command(_command)
 main.add_command(_worker_command)
+main.add_command(_vfio_group)
 
 
 # ---- asking ----

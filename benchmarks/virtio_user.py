@@ -126,10 +126,11 @@ def dpdk_side(
             front.write(f"start tx_first {IN_FLIGHT // BURST}")
             front.read_until("testpmd>")
             time.sleep(0.5)  # it gets into its stride
-            return _dpdk_rate(front, seconds)
+            return dpdk_rate(front, seconds)
 
 
-def _dpdk_rate(front: Program, seconds: float) -> float:
+def dpdk_rate(front: Program, seconds: float) -> float:
+    """Return the Mpps that port 0 of a testpmd receives."""
     counts = []
     for _ in range(2):
         front.write("show port stats 0")
@@ -152,25 +153,27 @@ def dpdkmem_side(  # noqa: PLR0917 - as dpdk_side
     os.environ["RUNTIME_DIRECTORY"] = str(run)
     socket_path = run / "dpdkmem/b/session.sock"
     with back_end(run, sock, pages), Program(primary, run / "primary.log"):
-        _wait(socket_path.exists)
+        wait(socket_path.exists)
         command = ["taskset", "-c", "0", str(worker), str(socket_path), spec, "0", "echo", "pool", "16384"]
         with Program(command, run / "worker.log") as front:
             front.read_until("ok")
-            _wait(lambda: _ask(front, "info", "link=([01])").group(1) == "1")
-            _ask(front, f"seed {IN_FLIGHT} {n_bytes}", "ok")
-            _ask(front, "run 500 0", "ok (.*)")
+            wait(lambda: ask(front, "info", "link=([01])").group(1) == "1")
+            ask(front, f"seed {IN_FLIGHT} {n_bytes}", "ok")
+            ask(front, "run 500 0", "ok (.*)")
             _, received, _, _, ns = map(
-                int, _ask(front, f"run {int(seconds * 1000)} 0", r"ok (\d+ \d+ \d+ \d+ \d+)").group(1).split()
+                int, ask(front, f"run {int(seconds * 1000)} 0", r"ok (\d+ \d+ \d+ \d+ \d+)").group(1).split()
             )
             return received / ns * 1e3
 
 
-def _ask(program: Program, line: str, pattern: str) -> re.Match[str]:
+def ask(program: Program, line: str, pattern: str) -> re.Match[str]:
+    """Send a line; return what matches in the answer."""
     program.write(line)
     return program.read_until(pattern)
 
 
-def _wait(condition: Callable[[], bool]) -> None:
+def wait(condition: Callable[[], bool]) -> None:
+    """Return once it is true."""
     until = time.monotonic() + WAIT_S
     while not condition():
         if time.monotonic() > until:
@@ -188,7 +191,8 @@ def _rounds(n: int, cases: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int
                 yield form, n_bytes, side
 
 
-def _compile(workspace: Workspace) -> Path:
+def compile_worker(workspace: Workspace) -> Path:
+    """Return port_worker."""
     source = ROOT / "tests/interop/port_worker.c"
     library = Path(native.__file__).parent
     program = workspace.directory / "port_worker"
@@ -221,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples: dict[tuple[str, int, str], list[float]] = {}
     latencies: list[float] = []
     with Workspace() as workspace, tempfile.TemporaryDirectory(prefix="vu", dir="/tmp") as folder:
-        worker, latency = _compile(workspace), workspace.core_latency()
+        worker, latency = compile_worker(workspace), workspace.core_latency()
         for i, (form, n_bytes, side) in enumerate(_rounds(args.rounds, CASES)):
             latencies.append(core_rtt_ns(latency))
             run = Path(folder) / str(i)

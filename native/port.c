@@ -29,6 +29,7 @@ static const struct dm_transport *const transports[] = {
 	&dm_port_ring,
 	&dm_port_tap,
 	&dm_port_vhost,
+	&dm_port_virtio_pci,
 	&dm_port_virtio_user,
 	&dm_port_xdp,
 };

@@ -217,6 +217,6 @@ int dm_port_ask(struct dm_memory *m, const struct dm_port_request *request, int 
 		uint32_t fds_max, uint32_t *n_fds);
 
 /* The transports, one file each. */
-extern const struct dm_transport dm_port_ring, dm_port_null, dm_port_packet, dm_port_tap, dm_port_virtio_user, dm_port_vhost, dm_port_xdp;
+extern const struct dm_transport dm_port_ring, dm_port_null, dm_port_packet, dm_port_tap, dm_port_virtio_pci, dm_port_virtio_user, dm_port_vhost, dm_port_xdp;
 
 #endif

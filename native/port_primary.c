@@ -12,6 +12,7 @@
 #include "port_primary_api.h"
 #pragma GCC visibility pop
 #include "port_shared.h"
+#include "virtq_ctrl.h"
 #include "virtqueue.h"
 #include "zone.h"
 
@@ -127,6 +128,13 @@ void dm_primary_port_set_link(uint64_t record, uint32_t link, uint64_t features)
 
 	__atomic_store_n(&r->features, features, __ATOMIC_RELAXED);
 	__atomic_store_n(&r->link, link, __ATOMIC_RELEASE);
+}
+
+void dm_primary_port_set_mac(uint64_t record, const uint8_t *mac)
+{
+	struct dm_port_record *r = record_of(record);
+
+	memcpy(r->mac, mac, sizeof(r->mac));
 }
 
 void dm_primary_port_set_user(uint64_t record, uint32_t owner_id, int on)
@@ -245,6 +253,43 @@ void dm_primary_vu_count_left(struct dm_memory *m, uint64_t record, uint32_t que
 	dm_stat_add(&q->tx_errors, dm_vq_area_left(tx, bases[1]));
 	if (!dm_lane_is_dead(m->ctl, q->holder) && n_posted > unwritten)
 		dm_stat_add(&q->rx_missed, n_posted - unwritten);
+}
+
+uint64_t dm_primary_port_shared(uint64_t record)
+{
+	return (uint64_t)(uintptr_t)dm_port_shared(record_of(record));
+}
+
+void dm_primary_vu_use_iovas(uint64_t record)
+{
+	struct dm_vu_shared *s = dm_port_shared(record_of(record));
+
+	s->has_iovas = 1;
+}
+
+uint64_t dm_primary_vctrl_bytes(uint32_t n, uint64_t features)
+{
+	return dm_vctrl_bytes(n, features);
+}
+
+uint64_t dm_primary_vctrl_ring(uint64_t area)
+{
+	return (uint64_t)(uintptr_t)dm_vctrl_ring((struct dm_vctrl *)(uintptr_t)area);
+}
+
+void dm_primary_vctrl_make(uint64_t area, uint64_t iova, uint32_t n, uint64_t features)
+{
+	dm_vctrl_make((struct dm_vctrl *)(uintptr_t)area, iova, n, features);
+}
+
+int dm_primary_vctrl_put(uint64_t area, uint32_t class_id, uint32_t command, const void *data, uint32_t n_bytes)
+{
+	return dm_vctrl_put((struct dm_vctrl *)(uintptr_t)area, (uint8_t)class_id, (uint8_t)command, data, n_bytes);
+}
+
+int dm_primary_vctrl_poll(uint64_t area)
+{
+	return dm_vctrl_poll((struct dm_vctrl *)(uintptr_t)area);
 }
 
 /* ---- sequence locks ---- */

@@ -6,6 +6,7 @@ is a wing of. Threads: `make()` from a thread that may wait for memory, all else
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -126,6 +127,10 @@ class PortTables:
         """Say whether the device is there, and what was agreed with it."""
         lib.dm_primary_port_set_link(record, int(up), features)
 
+    def set_mac(self, record: int, mac: bytes) -> None:
+        """Say what the device's address is; before the port is given to anybody."""
+        lib.dm_primary_port_set_mac(record, mac)
+
     def set_user(self, record: int, owner_id: int, *, on: bool) -> None:
         """Say who has the port open."""
         lib.dm_primary_port_set_user(record, owner_id, int(on))
@@ -182,6 +187,54 @@ class PortTables:
         """Say which addresses the back-end reaches."""
         flat = [vaddr for pair in pairs for vaddr in pair]
         lib.dm_primary_vu_cover(record, ffi.new("uint64_t[]", flat or [0]), len(pairs), queue_size)
+
+    def shared_place(self, record: int) -> int:
+        """Return the address of the room behind the queues' records."""
+        return int(lib.dm_primary_port_shared(record))
+
+    def use_iovas(self, record: int) -> None:
+        """Say that descriptors carry IOVAs; before the port is given to anybody."""
+        lib.dm_primary_vu_use_iovas(record)
+
+    def iova(self, vaddr: int) -> int | None:
+        """Return the IOVA of an address; None: it has none."""
+        return self._memory.virt2iova(vaddr)
+
+    def is_external(self, list_idx: int) -> bool:
+        """Tell whether a list is external memory."""
+        return bool(self._memory.list(list_idx).external)
+
+    def ctrl_bytes(self, n: int, features: int) -> int:
+        """Return the bytes of a control queue; 0: n is no size of one."""
+        return int(lib.dm_primary_vctrl_bytes(n, features))
+
+    def ctrl_make(self, area: int, iova: int, n: int, features: int) -> None:
+        """Make a control queue as new."""
+        lib.dm_primary_vctrl_make(area, iova, n, features)
+
+    def ctrl_place(self, area: int) -> RingPlace:
+        """Return where the parts of its ring lie."""
+        return self.ring_place(int(lib.dm_primary_vctrl_ring(area)))
+
+    def ctrl_put(self, area: int, class_id: int, command: int, data: bytes) -> None:
+        """Make a command available; the device is to be told.
+
+        Raises:
+            ResourceError: EBUSY, one is on its way; EMSGSIZE.
+        """
+        check(lib.dm_primary_vctrl_put(area, class_id, command, data, len(data)), "ask a control queue")
+
+    def ctrl_poll(self, area: int) -> bool | None:
+        """Return whether the device has done it; None: it has not answered.
+
+        Raises:
+            ResourceError: EPROTO, it broke the ring.
+        """
+        rc = int(lib.dm_primary_vctrl_poll(area))
+        if rc == -errno.EAGAIN:
+            return None
+        check(rc, "read the answer of a control queue")
+        return rc == 0
 
     def vu_shared_bytes(self) -> int:
         """Return the room that a virtio_user port needs behind its queues."""

@@ -19,6 +19,8 @@ int dm_primary_port_make(struct dm_memory *m, const struct dm_port_plan *plan, u
 /* Nobody uses it, no queue is held, nothing is posted. */
 int dm_primary_port_free(struct dm_memory *m, uint64_t record);
 void dm_primary_port_set_link(uint64_t record, uint32_t link, uint64_t features);
+/* The device's own; before the port is given to anybody. */
+void dm_primary_port_set_mac(uint64_t record, const uint8_t *mac);
 void dm_primary_port_set_user(uint64_t record, uint32_t owner_id, int on);
 
 struct dm_queue_view {
@@ -45,6 +47,20 @@ void dm_primary_vring_place(uint64_t area, struct dm_vring_place *out);
 /* The device has stopped the holder's rings at these indices (rx, tx). What it had not read of what was sent goes into tx_errors, and what it had
  * written and a living holder did not receive into rx_missed, in buffers. */
 void dm_primary_vu_count_left(struct dm_memory *m, uint64_t record, uint32_t queue_idx, const uint32_t *bases);
+
+/* Of what follows the queues' records. */
+uint64_t dm_primary_port_shared(uint64_t record);
+/* Descriptors carry IOVAs; before the port is given to anybody. */
+void dm_primary_vu_use_iovas(uint64_t record);
+
+/* A control queue of the primary's own: a ring and room for one command, in bytes that have IOVAs in a row from `iova` on. */
+uint64_t dm_primary_vctrl_bytes(uint32_t n, uint64_t features);
+uint64_t dm_primary_vctrl_ring(uint64_t area); /* for dm_primary_vring_place() */
+void dm_primary_vctrl_make(uint64_t area, uint64_t iova, uint32_t n, uint64_t features);
+/* Makes a command available; the device is to be told. -EBUSY one is on its way; -EMSGSIZE. */
+int dm_primary_vctrl_put(uint64_t area, uint32_t class_id, uint32_t command, const void *data, uint32_t n_bytes);
+/* What the device answered: 0 done, 1 refused; -EAGAIN not yet; -EPROTO it broke the ring. */
+int dm_primary_vctrl_poll(uint64_t area);
 
 /* Ranges that the back-end reaches: pairs of first and end. */
 void dm_primary_vu_cover(uint64_t record, const uint64_t *pairs, uint32_t n, uint32_t queue_size);

@@ -1,4 +1,4 @@
-/* port_shared.h - what the primary's broker and a worker share of a virtio_user or vhost port, behind the queues' records of the port's zone.
+/* port_shared.h - what the primary's broker and a worker share of a virtio_user, virtio_pci or vhost port, behind the queues' records of the port's zone.
  *
  * Owns struct dm_vu_shared (what the back-end reaches) and struct dm_vhost_shared (what the front-end said). The broker writes both, through
  * port_primary.c, but for the fields that say otherwise; workers read.
@@ -31,7 +31,8 @@ struct dm_vu_shared {
 	uint64_t version;
 	uint32_t n, queue_size;
 	struct dm_vu_range ranges[DM_VU_MAX_RANGES]; /* by address */
-	uint64_t reserved[6];
+	uint64_t has_iovas;         /* descriptors carry IOVAs: virtio_pci; else vaddrs. Constant from before the port is seen */
+	uint64_t reserved[5];
 };
 static_assert(sizeof(struct dm_vu_shared) % 64 == 0, "lines");
 

@@ -15,7 +15,9 @@ static_assert(sizeof(((struct dm_port_keys *)0)->pairs[0].value) == VALUE_BYTES,
 static_assert(sizeof(((struct dm_port_keys *)0)->pairs) / sizeof(((struct dm_port_keys *)0)->pairs[0]) == MAX_PAIRS, "see port.h");
 
 static const char word_chars[] = "abcdefghijklmnopqrstuvwxyz0123456789_";
-static const char name_chars[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-";
+#define NAME_CHARS "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
+static const char derived_chars[] = NAME_CHARS ":"; /* a PCI address has colons */
+static const char name_chars[] = NAME_CHARS;
 
 #define GRAMMAR "a port is named \"transport:key=value,key=value\", as in \"ring:name=lo0,queues=2\""
 
@@ -185,7 +187,7 @@ int dm_port_name_of(struct dm_memory *m, const struct dm_port_keys *keys, char o
 		return 0;
 	}
 	n = snprintf(out, DM_PORT_NAME_BYTES, "%s_%s", keys->transport, device);
-	if (n >= DM_PORT_NAME_BYTES || strspn(out, name_chars) != strlen(out))
+	if (n >= DM_PORT_NAME_BYTES || strspn(out, derived_chars) != strlen(out))
 		snprintf(out, DM_PORT_NAME_BYTES, "%s_%07x", keys->transport, hash(keys) & 0xfffffff);
 	return 0;
 }

@@ -1,4 +1,5 @@
-/* port_virtio_user.c - the worker's side of a virtio_user port: a vhost-user front-end whose connection is the primary's.
+/* port_virtio_user.c - the worker's side of a virtio_user port: a vhost-user front-end whose connection is the primary's; and of a virtio_pci port,
+ * whose device is the primary's: the same rings, with IOVAs in their descriptors, and eventfds that the kernel ties to the device.
  *
  * Owns this process's handle of a queue: two driver-side virtqueues (virtqueue.h), the descriptors that came with it, and the law that they
  * follow the record's epoch. Rings and posted slots lie in shared memory, made by the broker; keys of a spec are judged there.
@@ -98,8 +99,10 @@ static int make_ring(struct vu_queue *q, bool is_rx)
 	const struct dm_queue_record *r = q->base.record;
 	const uint64_t area = is_rx ? r->rx_area : r->tx_area;
 	struct dm_queue_record *w = q->base.record;
+	const bool has_iovas = q->shared->has_iovas != 0;
 	const struct dm_vq_spec spec = {
-		.area = (struct dm_vq_area *)(uintptr_t)area, .area_iova = area,
+		.area = (struct dm_vq_area *)(uintptr_t)area, .uses_iova = has_iovas,
+		.area_iova = has_iovas ? dm_virt2iova(q->base.port->m, (const void *)(uintptr_t)area) : area,
 		.features = __atomic_load_n(&q->base.port->record->features, __ATOMIC_RELAXED),
 		.posted = q->posted + (is_rx ? 0 : q->n),
 		.counters = (struct dm_vq_counters *)(void *)(is_rx ? &w->rx_packets : &w->tx_packets),
@@ -307,13 +310,11 @@ static int queue_rx_arm(struct dm_queue *queue, bool on)
 	return is_ready(q) && dm_vq_calls(&q->rx, true);
 }
 
-const struct dm_transport dm_port_virtio_user = {
-	.name = "virtio_user",
-	.has_broker = true,
-	.port_bytes = sizeof(struct dm_port),
-	.queue_bytes = sizeof(struct vu_queue),
-	.queue_start = queue_start,
-	.queue_stop = queue_stop,
-	.queue_rx_fd = queue_rx_fd,
-	.queue_rx_arm = queue_rx_arm,
-};
+#define TRANSPORT(of_name)                                                                                                               \
+	{                                                                                                                               \
+		.name = (of_name), .has_broker = true, .port_bytes = sizeof(struct dm_port), .queue_bytes = sizeof(struct vu_queue),     \
+		.queue_start = queue_start, .queue_stop = queue_stop, .queue_rx_fd = queue_rx_fd, .queue_rx_arm = queue_rx_arm,          \
+	}
+
+const struct dm_transport dm_port_virtio_user = TRANSPORT("virtio_user");
+const struct dm_transport dm_port_virtio_pci = TRANSPORT("virtio_pci");

@@ -54,6 +54,8 @@ from dpdkmem.primary.session_validators import SessionValidators
 from dpdkmem.primary.sessions import OUT_OF_DESCRIPTORS, SessionTable
 from dpdkmem.primary.supplies import FilePlace, open_files
 from dpdkmem.primary.validators import Validators
+from dpdkmem.primary.vfio.action import DeviceAction
+from dpdkmem.primary.vfio.functions import Functions
 from dpdkmem.shared import runtime
 from dpdkmem.shared.channel import SeqpacketListener
 from dpdkmem.shared.config import check_host
@@ -303,10 +305,15 @@ class Primary:
             self.native, self.loop, self.publisher, self.sessions, self._publish_later, self.devices
         )
         self.native.set_external(self._external_here)
+        self.functions = Functions(self.native, self.loop, self.devices, config.devices)
+        self._stack.callback(self.functions.stop)
+        self.device_action = DeviceAction(self.functions, self._uid_of, config.devices.device_uids)
+        self.messages.built_in.register(self.device_action.action, self.device_action.handle)
         self.ports = Broker(
             self.native,
             self.loop,
             self.devices,
+            self.functions,
             self._describe_owner,
             XdpAction(self.xdp, self._describe_owner),
         )
@@ -422,6 +429,11 @@ class Primary:
         if control is not None:
             control.close()
 
+    def _uid_of(self, owner_id: int) -> int | None:
+        if owner_id == OWNER_PRIMARY:
+            return os.geteuid()
+        return next((one.peer.uid for one in self.sessions.all if one.owner_id == owner_id), None)
+
     def _describe_owner(self, owner_id: int) -> str:
         for session in self.sessions.all:
             if session.owner_id == owner_id:
@@ -530,6 +542,10 @@ class Primary:
                 "pid": session.peer.pid,
             }
             self.control.publish(topic, about | more)
+
+    def dying(self, session: Session) -> None:
+        """Stop devices that a process drove, before its memory is given to others."""
+        self.device_action.dying(session.owner_id)
 
     def reaped(self, session: Session, report: ReapReport) -> None:
         """Take note of what a dead process left; its free memory may go."""

@@ -136,6 +136,9 @@ class Hooks(Protocol):
     def ended(self, session: Session, why: str) -> None:
         """A session ended; it is counted out of every round."""
 
+    def dying(self, session: Session) -> None:
+        """A process has died, or detached: nothing of it is reaped yet. Called again where reaping is tried again."""
+
     def reaped(self, session: Session, report: ReapReport) -> None:
         """What a dead process left was brought to order."""
 
@@ -665,6 +668,7 @@ class SessionTable:
         if not session.owner_id:
             return
         try:
+            self._hooks.dying(session)
             self._reap(session)
         except DpdkmemError as error:
             if session.retry is None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from dpdkmem import native
 from dpdkmem.primary.hugetlbfs import create_page_file, page_file_name
+from dpdkmem.primary.ordinary import check_node
 from dpdkmem.shared.errors import InternalError, errno_error
 from dpdkmem.shared.kinds import HugeUnlink, SegmentForm, SupplyKind
 
@@ -56,7 +57,8 @@ class SegmentFiles(abc.ABC):
         self._memory = memory
         self._info = info
         self._place = place
-        self._step_bytes = _PLAIN_STEP_BYTES if place.kind is SupplyKind.PLAIN_MEMFD else info.page_bytes
+        self._is_plain = place.kind is SupplyKind.PLAIN_MEMFD
+        self._step_bytes = _PLAIN_STEP_BYTES if self._is_plain else info.page_bytes
 
     @property
     def place(self) -> FilePlace:
@@ -73,7 +75,7 @@ class SegmentFiles(abc.ABC):
         """Make the pages of segments [first, first + n), all or none.
 
         Raises:
-            HugepagesExhausted: no pages on that node.
+            HugepagesExhausted: no pages on that node, huge ones or others.
             LimitExceeded: descriptors, mappings, file size.
         """
 
@@ -104,6 +106,10 @@ class SegmentFiles(abc.ABC):
     @abc.abstractmethod
     def close(self, *, keep_names: bool) -> None:
         """Close all descriptors; names go unless they are to be kept (`--huge-unlink=never`)."""
+
+    def _check_node(self, n: int) -> None:
+        if self._is_plain:
+            check_node(self._info.numa_node, n * self._info.page_bytes)
 
     def _create(self, seg_idx: int | None, file_bytes: int) -> int:
         place = self._place
@@ -153,6 +159,7 @@ class PerSegmentFiles(SegmentFiles):
     def make(self, first: int, n: int) -> None:
         page_bytes = self._info.page_bytes
         made: dict[int, int] = {}
+        self._check_node(n)
         try:
             for seg_idx in range(first, first + n):
                 made[seg_idx] = self._create(seg_idx, page_bytes)
@@ -217,6 +224,7 @@ class OneFile(SegmentFiles):
 
     def make(self, first: int, n: int) -> None:
         page_bytes = self._info.page_bytes
+        self._check_node(n)
         native.supply_fill(
             self._fd, first * page_bytes, n * page_bytes, self._step_bytes, self._info.numa_node
         )

@@ -17,6 +17,7 @@ from dpdkmem.shared import units
 from dpdkmem.shared.errors import ConfigError
 from dpdkmem.shared.kinds import (
     HugeUnlink,
+    IommuKind,
     IovaMode,
     LagPolicy,
     ProcType,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dpdkmem.shared.kinds import HeapDebug
+    from dpdkmem.shared.pci import PciAddress
 
 DEFAULT_PREFIX: Final = "rte"  # EAL
 DEFAULT_ACK_TIMEOUT_NS: Final = units.NS_PER_S
@@ -165,6 +167,12 @@ class DeviceConfig:
     base_vaddr: int | None = None
     """Aligned up to 1 GiB; None: the primary's default."""
     iova_mode: IovaMode = IovaMode.AUTO
+    allow: frozenset[PciAddress] = frozenset()
+    """PCI devices that may be used; empty: all."""
+    block: frozenset[PciAddress] = frozenset()
+    device_uids: frozenset[int] = frozenset()
+    """Users, besides root and the primary's own, that may be handed devices."""
+    vfio_iommu: IommuKind = IommuKind.AUTO
     vfio_interrupt: VfioInterrupt = VfioInterrupt.AUTO
     vfio_vf_token: uuid.UUID | None = None
 

@@ -85,6 +85,16 @@ class LagPolicy(enum.Enum):
     """The session of the silent one is closed, and the round goes on."""
 
 
+class IommuKind(enum.Enum):
+    """What stands between the primary's devices and memory (`--vfio-iommu`)."""
+
+    AUTO = "auto"
+    """Chosen with the first device: no-IOMMU if it is in that mode, else type 1, else iommufd."""
+    TYPE1 = "type1"
+    IOMMUFD = "iommufd"
+    NO_IOMMU = "no-iommu"
+
+
 class VfioInterrupt(enum.Enum):
     """The interrupt mode that VFIO devices are asked for (`--vfio-intr`)."""
 

@@ -27,7 +27,6 @@ from dpdkmem.shared.errors import Closed, DpdkmemError, LifetimeError, ResourceE
 from dpdkmem.shared.external import ExternalMemoryCalls
 from dpdkmem.shared.fbarray import FbArrayUser
 from dpdkmem.shared.heap_introspection import HeapIntrospection
-from dpdkmem.shared.ipc import MpUser
 from dpdkmem.shared.lanes import LaneUser
 from dpdkmem.shared.leases import Leases, lease
 from dpdkmem.shared.malloc_family import MallocFamily
@@ -35,6 +34,7 @@ from dpdkmem.shared.mem_events import MemEventCallbacks
 from dpdkmem.shared.memzone_family import MemzoneFamily
 from dpdkmem.shared.model import NUMA_ANY
 from dpdkmem.shared.named import NamedUser
+from dpdkmem.shared.pci_device import DeviceUser
 from dpdkmem.shared.ports import PortUser
 from dpdkmem.shared.ring import RingUser
 from dpdkmem.shared.validators import ValidatorMixin
@@ -272,7 +272,7 @@ class UserMemory(
     DmaCalls,
     ExternalMemoryCalls,
     ValidatorMixin,
-    MpUser,
+    DeviceUser,
     LaneUser,
     FbArrayUser,
     NamedUser,
@@ -288,7 +288,7 @@ class UserMemory(
     """
 
     def __init__(self, memory: Memory) -> None:
-        MpUser.__init__(self, memory)
+        DeviceUser.__init__(self, memory)
         RingUser.__init__(self)
         PortUser.__init__(self)
         self.memory = memory

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from dpdkmem.shared import units
 from dpdkmem.shared.config import PageSizeLimit, ValidatorPlugin
-from dpdkmem.shared.errors import ResourceError
+from dpdkmem.shared.errors import ConfigError, ResourceError
 from dpdkmem.shared.kinds import (
     HeapDebug,
     HugeUnlink,
+    IommuKind,
     IovaMode,
     LagPolicy,
     ProcType,
     SegmentForm,
     VfioInterrupt,
 )
+from dpdkmem.shared.pci import PciAddress
 from dpdkmem.shared.validator_rules import check_name
 
 if TYPE_CHECKING:
@@ -203,6 +205,19 @@ def iova_mode(text: str) -> IovaMode:
 def huge_unlink(text: str | None) -> HugeUnlink:
     """Return the rule for hugetlbfs files; without a value it is ALWAYS, as in EAL."""
     return HugeUnlink.ALWAYS if text is None else _choice(text, {kind.value: kind for kind in HugeUnlink})
+
+
+def vfio_iommu(text: str) -> IommuKind:
+    """Return how devices reach memory; AUTO is chosen by leaving the option out."""
+    return _choice(text, {kind.value: kind for kind in IommuKind if kind is not IommuKind.AUTO})
+
+
+def pci_address(text: str) -> PciAddress:
+    """Return a device's address; what follows a comma is for EAL's drivers, and nothing here."""
+    try:
+        return PciAddress.parse(text.partition(",")[0])
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def vfio_interrupt(text: str) -> VfioInterrupt:

@@ -34,7 +34,15 @@ from dpdkmem.shared.config import (
     SessionConfig,
 )
 from dpdkmem.shared.errors import ConfigError
-from dpdkmem.shared.kinds import HugeUnlink, IovaMode, LagPolicy, ProcType, SegmentForm, VfioInterrupt
+from dpdkmem.shared.kinds import (
+    HugeUnlink,
+    IommuKind,
+    IovaMode,
+    LagPolicy,
+    ProcType,
+    SegmentForm,
+    VfioInterrupt,
+)
 from dpdkmem.shared.option_sources import scan_argv, scan_file
 from dpdkmem.shared.option_table import BY_NAME, EXCLUSIONS, MOOT, OPTIONS, Group
 
@@ -235,6 +243,12 @@ def _build_devices(settings: _Settings) -> DeviceConfig:
     return DeviceConfig(
         base_vaddr=settings.value("base-virtaddr", option_values.base_vaddr, None),
         iova_mode=settings.value("iova-mode", option_values.iova_mode, IovaMode.AUTO),
+        allow=frozenset(settings.each("allow", option_values.pci_address)),
+        block=frozenset(settings.each("block", option_values.pci_address)),
+        device_uids=frozenset(
+            uid for uids in settings.each("device-uid", option_values.uids) for uid in uids
+        ),
+        vfio_iommu=settings.value("vfio-iommu", option_values.vfio_iommu, IommuKind.AUTO),
         vfio_interrupt=settings.value("vfio-intr", option_values.vfio_interrupt, VfioInterrupt.AUTO),
         vfio_vf_token=settings.value("vfio-vf-token", option_values.vf_token, None),
     )

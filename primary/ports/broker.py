@@ -1,7 +1,8 @@
 """The broker: ports whose sockets are the primary's, and who uses which of their queues.
 
 Owns the built-in action `dpdkmem.port` (requests.py), the ports by name, their users, and the state of each queue from STOPPING on
-(native/port.h). What a transport does with its device is its class's: `virtio_user` in vhost_front.py, `vhost` in vhost_back.py.
+(native/port.h). What a transport does with its device is its class's: `virtio_user` in vhost_front.py, `vhost` in vhost_back.py,
+`virtio_pci` in virtio_pci.py.
 
     a port:  opened by its first user -> closed by its last; a last user that died leaves it, for who opens it next
     a queue: FREE -TAKE-> TAKEN/RUNNING (its holder's word) -RELEASE or death-> STOPPING -device let go-> FREE
@@ -35,7 +36,9 @@ from dpdkmem.primary.ports.heap import PortsHeap
 from dpdkmem.primary.ports.requests import ACTION, MAX_QUEUES, Keys, PortOp, PortRequest, encode_answer
 from dpdkmem.primary.ports.vhost_back import BackPort, BackSpec
 from dpdkmem.primary.ports.vhost_front import FrontPort, FrontSpec
+from dpdkmem.primary.ports.virtio_pci import PAGE_BYTES, PciPort, PciSpec
 from dpdkmem.shared.errors import ConfigError, DpdkmemError, ResourceError
+from dpdkmem.shared.pci import PciAddress
 from dpdkmem.shared.virtio_net import (
     EVENT_IDX,
     IN_ORDER,
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from dpdkmem.primary.ipc_directory import Process
     from dpdkmem.primary.loop import Loop
     from dpdkmem.primary.ports.regions import Span
+    from dpdkmem.primary.vfio.functions import Functions
     from dpdkmem.shared.fds import FdBundle
 
 _LOG = logging.getLogger(__name__)
@@ -135,20 +139,23 @@ class Broker:
         memory: of the primary.
         loop: for sockets.
         devices: the map.
+        functions: PCI devices.
         describe: names an owner for people.
         others: answers what is about ports of other transports.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the parts that it ties together, once
         self,
         memory: PrimaryMemory,
         loop: Loop,
         devices: DeviceMaps,
+        functions: Functions,
         describe: Callable[[int], str],
         others: Callable[[Process, PortRequest, Reply], None],
     ) -> None:
         self._loop = loop
         self._devices = devices
+        self._functions = functions
         self._describe = describe
         self._others = others
         self._tables = PortTables(memory)
@@ -471,6 +478,12 @@ class Broker:
         pairs = [(port.eventfds[2 * i], port.eventfds[2 * i + 1]) for i in range(2 * port.n_queues)]
         return FrontPort(self._loop, self._tables, self._devices, record, spec, pairs)
 
+    def pci(self, record: int, port: _Port, spec: PciSpec) -> Transport:
+        """Return a virtio_pci port."""
+        pairs = [(port.eventfds[2 * i], port.eventfds[2 * i + 1]) for i in range(2 * port.n_queues)]
+        area = self._tables.shared_place(record) + self._tables.vu_shared_bytes()
+        return PciPort(self._loop, self._tables, self._devices, self._functions, record, spec, pairs, area)
+
     def back(self, record: int, port: _Port, spec: BackSpec) -> Transport:
         """Return a vhost port."""
         return BackPort(self._loop, self._tables, record, spec, port.eventfds[: port.n_queues])
@@ -512,12 +525,7 @@ def _judge_virtio_user(request: PortRequest, keys: Keys, tables: PortTables, bro
     mac, mtu = keys.mac("mac", _mac_of(request.name)), keys.number("mtu", 68, 65535, 1500)
     keys.text("name")
     keys.done()
-    sizes = [
-        max(tables.ring_bytes(size, features & ~off, is_rx=is_rx) for off in (0, RING_PACKED, INDIRECT))
-        for is_rx in (True, False)
-    ]
-    if not all(sizes):
-        raise RefusedError(errno.EINVAL, f"queue_size={size}: a power of two is wanted")
+    sizes = _ring_sizes(tables, size, features)
     n_bytes = sum(sizes) + 64
     plan = PortPlan(
         request.name, keys.transport, request.spec, mac, mtu, n_queues, 2 * size, tables.vu_shared_bytes(),
@@ -525,6 +533,43 @@ def _judge_virtio_user(request: PortRequest, keys: Keys, tables: PortTables, bro
     )  # fmt: skip
     spec = FrontSpec(request.name, path, is_server, n_queues, size, features)
     return _Made(plan, n_queues, lambda record, port: broker.front(record, port, spec))
+
+
+def _judge_virtio_pci(request: PortRequest, keys: Keys, tables: PortTables, broker: Broker) -> _Made:
+    try:
+        address = str(PciAddress.parse(keys.text("iface")))
+    except ConfigError as error:
+        raise RefusedError(errno.EINVAL, f"{request.spec}: {error}") from None
+    n_queues = keys.number("queues", 1, MAX_QUEUES, 1)
+    size = keys.number("queue_size", 2, 32768, 256)
+    features = VERSION_1 | INDIRECT
+    features |= RING_PACKED if keys.flag("packed", default=False) else 0
+    features |= MRG_RXBUF if keys.flag("mrg_rxbuf", default=True) else 0
+    features |= IN_ORDER if keys.flag("in_order", default=True) else 0
+    features |= TO_DEVICE if keys.flag("offloads", default=True) else 0
+    features |= TO_DRIVER if keys.flag("guest_offloads", default=False) else 0
+    mtu = keys.number("mtu", 68, 65535, 1500)
+    keys.text("name")
+    keys.done()
+    sizes = _ring_sizes(tables, size, features)
+    n_bytes = sum(sizes) + 64
+    plan = PortPlan(
+        request.name, keys.transport, request.spec, _mac_of(request.name), mtu, n_queues, 2 * size,
+        tables.vu_shared_bytes() + 2 * PAGE_BYTES, sizes[0], sizes[1], max(1 << (n_bytes - 1).bit_length(), 1 << 21), _NUMA_ANY,
+    )  # fmt: skip
+    spec = PciSpec(request.name, address, n_queues, size, features)
+    return _Made(plan, n_queues, lambda record, port: broker.pci(record, port, spec))
+
+
+def _ring_sizes(tables: PortTables, size: int, features: int) -> list[int]:
+    """Return the room for a receive and a transmit ring, whatever is agreed."""
+    sizes = [
+        max(tables.ring_bytes(size, features & ~off, is_rx=is_rx) for off in (0, RING_PACKED, INDIRECT))
+        for is_rx in (True, False)
+    ]
+    if not all(sizes):
+        raise RefusedError(errno.EINVAL, f"queue_size={size}: a power of two is wanted")
+    return sizes
 
 
 def _judge_vhost(request: PortRequest, keys: Keys, tables: PortTables, broker: Broker) -> _Made:
@@ -548,6 +593,7 @@ def _judge_vhost(request: PortRequest, keys: Keys, tables: PortTables, broker: B
 
 _TRANSPORTS: Final[dict[str, Callable[[PortRequest, Keys, PortTables, Broker], _Made]]] = {
     "vhost": _judge_vhost,
+    "virtio_pci": _judge_virtio_pci,
     "virtio_user": _judge_virtio_user,
 }
 

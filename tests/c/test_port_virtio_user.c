@@ -12,6 +12,7 @@ static int test_ask(struct dm_memory *m, const struct dm_port_request *request, 
 
 #define dm_port_ask test_ask
 #define dm_port_virtio_user test_port_virtio_user
+#define dm_port_virtio_pci test_port_virtio_pci
 #include <sys/eventfd.h>
 
 #include "../../native/port_virtio_user.c"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.primary.ports.broker import Transport
+    from dpdkmem.primary.vfio.functions import Functions
 
 RECORD = 0x1000
 LOCK_WORD = 5
@@ -112,7 +113,12 @@ class World:
         monkeypatch.setattr(broker_module, "PortTables", lambda _: self.tables)
         monkeypatch.setattr(broker_module, "_TRANSPORTS", {"fake": lambda *_: made})
         self.broker = Broker(
-            cast("PrimaryMemory", self), self.loop, DeviceMaps(self.loop), str, lambda *_: None
+            cast("PrimaryMemory", self),
+            self.loop,
+            DeviceMaps(self.loop),
+            cast("Functions", None),
+            str,
+            lambda *_: None,
         )
 
     def lists(self) -> tuple[()]:

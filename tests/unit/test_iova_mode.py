@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from dpdkmem.primary.frames import FrameRun, largest_first, longest, runs_of, smallest_that_holds
@@ -10,6 +12,9 @@ from dpdkmem.primary.legacy import _place
 from dpdkmem.primary.minimum import split
 from dpdkmem.shared.errors import ConfigError, NotPermitted
 from dpdkmem.shared.kinds import IovaMode, SupplyKind
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HUGE, PLAIN = SupplyKind.HUGETLB_MEMFD, SupplyKind.PLAIN_MEMFD
 BARE, IOMMU, HIDDEN = IovaHost(0, ""), IovaHost(3, ""), IovaHost(3, "pagemap hides them")
@@ -82,3 +87,13 @@ def test_an_amount_is_split_over_page_sizes_as_dpdk_does(
     wanted: int, sizes: list[tuple[int, int]], counts: list[int]
 ) -> None:
     assert split(wanted, sizes) == counts
+
+
+def test_groups_of_the_no_iommu_mode_are_no_iommu(tmp_path: Path) -> None:
+    for name, text in (("0", "vfio-noiommu"), ("1", "vfio-noiommu")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(f"{text}\n")
+    assert IovaHost.look(tmp_path).n_iommu_groups == 0
+    (tmp_path / "2").mkdir()
+    assert IovaHost.look(tmp_path).n_iommu_groups == 1
+    assert IovaHost.look(tmp_path / "none").n_iommu_groups == 0

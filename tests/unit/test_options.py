@@ -47,6 +47,10 @@ SAMPLES = {
     "proc-type": "primary",
     "base-virtaddr": "0x200000000",
     "iova-mode": "va",
+    "allow": "0000:01:00.0",
+    "block": "02:00.1",
+    "device-uid": "1000",
+    "vfio-iommu": "type1",
     "vfio-intr": "msix",
     "vfio-vf-token": TOKEN,
     "segment-fds": "per-segment",
@@ -314,6 +318,10 @@ BAD_VALUES = [
     ("--handshake-timeout", ["", "5", "0ms"]),
     ("--on-lag", ["", "wait"]),
     ("--allow-uid", ["", "no such user", "-1", "4294967295", "1,,2"]),
+    ("--allow", ["", "eth0", "00:1f", "0000:00:20.0"]),
+    ("--block", ["", "00:00.8"]),
+    ("--device-uid", ["", "no such user"]),
+    ("--vfio-iommu", ["", "auto", "uio"]),
     ("--allow-gid", ["", "no such group", "1,"]),
     ("--max-sessions", ["", "0", "x"]),
 ]
@@ -470,7 +478,7 @@ def test_eal_options_that_are_not_about_memory_are_accepted_and_reported() -> No
     config = parse(*line.split())
     shown = [option.shown for option in config.ignored_options]
     assert shown == [
-        "-l 0-3", "--lcores=(0-3)@0", "-a 0000:01:00.0", "--vdev=net_null0", "--no-pci", "--log-level=8", "-v",
+        "-l 0-3", "--lcores=(0-3)@0", "--vdev=net_null0", "--no-pci", "--log-level=8", "-v",
         "--syslog=user", "--no-hpet", "-R",
     ]  # fmt: skip
     assert all(option.reason for option in config.ignored_options)

@@ -14,6 +14,7 @@ from dpdkmem.primary.embedded import EmbeddedPrimary
 from dpdkmem.shared.fbarray import FbArray
 from dpdkmem.shared.memory import Allocation, Memzone, UserMemory
 from dpdkmem.shared.option_table import BY_SPELLING, Group
+from dpdkmem.shared.pci_device import Device
 from dpdkmem.shared.ring import Ring
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ OWN_HEADING: Final = "What DPDK has not"
 CLASSES: Final = {
     "Allocation": Allocation,
     "Attachment": dpdkmem.Attachment,
+    "Device": Device,
     "Memzone": Memzone,
     "EmbeddedPrimary": EmbeddedPrimary,
     "FbArray": FbArray,

@@ -1,0 +1,1 @@
+"""VFIO: devices that the primary holds, and what they reach of the memory."""

@@ -1,0 +1,185 @@
+"""Devices for secondaries: the built-in action `dpdkmem.device` (shared/device_wire.py).
+
+Owns which session has which device, and which user maps. A session is handed the device's descriptor, with which it does all that VFIO
+lets it do to that device; the primary keeps its own, so that its end ends nothing but what we end.
+
+Laws: a device is one session's at a time; only root, the primary's user and those of --device-uid may be handed one; a session's end, by a goodbye
+or a proved death, stops its device before anything of its memory is given to anybody else.
+Who cleans up after a kill -9 of the session: `dying()`, called by the sessions before they reap. Of the primary: nobody has to: the session
+goes on with its descriptor, which keeps container and maps alive, until it ends.
+Threads: the loop's. Blocks: as `Functions`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from dpdkmem.primary.ipc_directory import RefusedError
+from dpdkmem.shared.device_wire import (
+    ACTION,
+    MAX_REGIONS,
+    DeviceAnswer,
+    DeviceOp,
+    DeviceQuestion,
+)
+from dpdkmem.shared.errors import ConfigError, DpdkmemError, ResourceError, Unsupported
+from dpdkmem.shared.pci import PciAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dpdkmem.primary.ipc_builtin import Reply
+    from dpdkmem.primary.ipc_directory import Process
+    from dpdkmem.primary.vfio.function import PciFunction
+    from dpdkmem.primary.vfio.functions import Functions
+    from dpdkmem.shared.fds import FdBundle
+
+_LOG = logging.getLogger(__name__)
+_MAX_USER_MAPS: Final = 4096  # of a session: each is an entry of the container, and a pin
+
+
+@dataclass(slots=True, eq=False)
+class _Hand:
+    """What a session has."""
+
+    functions: dict[str, PciFunction] = field(default_factory=dict)
+    maps: dict[int, int] = field(default_factory=dict)
+    """User maps: IOVA -> length."""
+
+
+class DeviceAction:
+    """Serves the action.
+
+    Args:
+        functions: the devices.
+        uid_of: the user of a session, by owner id; None: it is over.
+        others: users besides root and ours that may be handed a device.
+    """
+
+    action = ACTION
+
+    def __init__(
+        self, functions: Functions, uid_of: Callable[[int], int | None], others: frozenset[int]
+    ) -> None:
+        self._functions = functions
+        self._uid_of = uid_of
+        self._may = others | {0, os.geteuid()}
+        self._hands: dict[int, _Hand] = {}
+
+    def handle(self, who: Process, param: bytes, fds: FdBundle, reply: Reply) -> None:
+        """Serve one question."""
+        del fds
+        try:
+            question = DeviceQuestion.decode(param)
+        except ValueError as error:
+            raise RefusedError(errno.EINVAL, str(error)) from None
+        try:
+            self._serve(who, question, reply)
+        except DpdkmemError as error:
+            reply(_errno_of(error), text=error.text if isinstance(error, ResourceError) else str(error))
+
+    def dying(self, owner_id: int) -> None:
+        """A session has ended, and its process has died or said goodbye: stop what it drove."""
+        hand = self._hands.pop(owner_id, None)
+        if hand is None:
+            return
+        for function in hand.functions.values():
+            self._functions.close(function)
+        for iova, n_bytes in hand.maps.items():
+            with contextlib.suppress(ResourceError):  # gone with the last device
+                self._functions.maps.user_unmap(iova, n_bytes)
+
+    def _serve(self, who: Process, question: DeviceQuestion, reply: Reply) -> None:
+        hand = self._hands.setdefault(who.owner_id, _Hand())
+        maps = self._functions.maps
+        match question.op:
+            case DeviceOp.OPEN:
+                self._open(who, hand, str(PciAddress.parse(question.address)), reply)
+                return
+            case DeviceOp.CLOSE:
+                function = hand.functions.pop(str(PciAddress.parse(question.address)), None)
+                if function is None:
+                    raise ResourceError(
+                        errno.ENOENT, f"this process was not handed {question.address}, or it is closed"
+                    )
+                self._functions.close(function)
+                self._forget_lost_maps()
+            case DeviceOp.DMA_MAP:
+                self._check_may(who)
+                if len(hand.maps) >= _MAX_USER_MAPS:
+                    raise ResourceError(
+                        errno.ENOSPC, f"this process has {_MAX_USER_MAPS} DMA maps: take some away first"
+                    )
+                maps.user_map(question.vaddr, question.iova, question.n_bytes)
+                hand.maps[question.iova] = question.n_bytes
+            case DeviceOp.DMA_UNMAP:
+                if hand.maps.get(question.iova) != question.n_bytes:
+                    raise ResourceError(
+                        errno.ENOENT,
+                        f"this process has no DMA map at IOVA {question.iova:#x} with {question.n_bytes} bytes",
+                    )
+                maps.user_unmap(question.iova, question.n_bytes)
+                del hand.maps[question.iova]
+        reply(0)
+
+    def _open(self, who: Process, hand: _Hand, address: str, reply: Reply) -> None:
+        self._check_may(who)
+        function = self._functions.open(
+            address, who.describe(), lambda: self._given_back(who.owner_id, address)
+        )
+        try:
+            param = _describe(function).encode()
+        except DpdkmemError:
+            self._functions.close(function)
+            raise
+        if reply(0, param, [function.fd]):
+            hand.functions[function.address] = function
+        else:  # nobody waits for it any more
+            self._functions.close(function)
+
+    def _given_back(self, owner_id: int, address: str) -> None:
+        """The host wants it: whoever has it has no word in this; it is stopped and closed here, and is of no use to the session."""
+        hand = self._hands.get(owner_id, _Hand())
+        function = hand.functions.pop(address, None)
+        if function is not None:
+            self._functions.close(function)
+            self._forget_lost_maps()
+
+    def _forget_lost_maps(self) -> None:
+        """With the last device all maps are gone."""
+        if self._functions.iommu is None:
+            for hand in self._hands.values():
+                hand.maps.clear()
+
+    def _check_may(self, who: Process) -> None:
+        uid = self._uid_of(who.owner_id)
+        if uid not in self._may:
+            raise RefusedError(
+                errno.EPERM,
+                f"user {uid} may not be handed devices: start the primary with --device-uid={uid}, if it may do DMA to all memory",
+            )
+
+
+def _describe(function: PciFunction) -> DeviceAnswer:
+    regions = []
+    for index in range(MAX_REGIONS):
+        try:
+            region = function.region(index)
+        except ResourceError:  # no VGA
+            continue
+        if region.n_bytes:
+            regions.append(region)
+    return DeviceAnswer(function.n_vectors(), tuple(regions))
+
+
+def _errno_of(error: DpdkmemError) -> int:
+    if isinstance(error, ConfigError):
+        return errno.EINVAL
+    if isinstance(error, (ResourceError, Unsupported)):
+        return error.errno or errno.EIO
+    return errno.EIO
