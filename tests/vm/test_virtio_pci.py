@@ -254,7 +254,7 @@ def test_what_cannot_be_opened_is_told_with_its_cure(workers: Workers, primary: 
 def test_the_command_runs_it(primary: Primary) -> None:
     del primary
     with subprocess.Popen(
-        [".venv/bin/dpdkmem", "worker", "--file-prefix=t", "--port", B, "--mode=rxonly", "--duration=8", "--json"],
+        [".venv/bin/dpdkmem", "worker", "--file-prefix=t", "--port", B, "--mode=rxonly", "--count=64", "--duration=60", "--json"],
         stdout=subprocess.PIPE, text=True,
     ) as process, Crew() as crew:  # fmt: skip
         (one,) = crew.attach(1)
