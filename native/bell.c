@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <sys/prctl.h>
 
+#include "eventfd.h"
 #include "futex.h"
 #include "memory.h"
 
@@ -37,14 +38,11 @@ static void *bell_thread(void *arg)
 
 	prctl(PR_SET_NAME, "dm-bell");
 	while (!atomic_load(&b->stop)) {
-		uint64_t one = 1;
-
 		if (atomic_exchange(&b->ctl->bell, 0) == 0) {
 			dm_futex_wait(&b->ctl->bell, 0, WAIT_S * (int64_t)DM_NS_PER_S);
 			continue;
 		}
-		if (write(b->fd, &one, sizeof(one)) != sizeof(one))
-			continue; /* a full counter: it is readable already */
+		dm_eventfd_tell(b->fd);
 	}
 	return NULL;
 }

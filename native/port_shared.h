@@ -14,8 +14,6 @@
 #ifndef DM_PORT_SHARED_H
 #define DM_PORT_SHARED_H
 
-#include <unistd.h>
-
 #include "port.h"
 
 enum { DM_VU_MAX_RANGES = 64, DM_VHOST_PORT_REGIONS = 512 };
@@ -63,24 +61,6 @@ struct dm_vhost_shared {
 	struct dm_vhost_front_map map;
 	struct dm_vhost_pair pairs[DM_PORT_MAX_QUEUES];
 };
-
-/* Fails only when the counter is full: then who waits is awake. */
-static inline void dm_eventfd_tell(int fd)
-{
-	const uint64_t one = 1;
-
-	if (write(fd, &one, sizeof(one)) != (ssize_t)sizeof(one))
-		return;
-}
-
-/* What an eventfd was told so far is known now; it does not block. One read: what a front-end made may be no eventfd, and never be empty. */
-static inline void dm_eventfd_drain(int fd)
-{
-	uint64_t n;
-
-	if (fd >= 0 && read(fd, &n, sizeof(n)) != (ssize_t)sizeof(n))
-		return; /* nothing was told */
-}
 
 /* Behind the queues' records; the same in every process. */
 static inline void *dm_port_shared(const struct dm_port_record *r)

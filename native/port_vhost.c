@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "eventfd.h"
 #include "port_ask.h"
 #include "port_shared.h"
 #include "vhost_queue.h"

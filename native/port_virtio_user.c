@@ -17,6 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "eventfd.h"
 #include "futex.h"
 #include "port_ask.h"
 #include "port_shared.h"

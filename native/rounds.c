@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "eventfd.h"
 #include "follower.h"
 
 static void acknowledge(struct dm_follower *f, uint32_t round_id, uint32_t slot, int err)
@@ -26,12 +27,8 @@ static void acknowledge(struct dm_follower *f, uint32_t round_id, uint32_t slot,
 	while (old >> 32 == round_id && (uint32_t)old) {
 		if (!atomic_compare_exchange_weak(word, &old, old - 1))
 			continue;
-		if ((uint32_t)(old - 1) == 0) {
-			uint64_t one = 1;
-			ssize_t n = write(f->ack_fd, &one, sizeof(one));
-
-			(void)n; /* full counter: it is readable already */
-		}
+		if ((uint32_t)(old - 1) == 0)
+			dm_eventfd_tell(f->ack_fd);
 		return;
 	}
 }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "eventfd.h"
 #include "vhost_impl.h"
 
 /* ---- beginning ---- */
@@ -345,9 +346,6 @@ int dm_vhost_suit(struct dm_vhost_vq *vq, struct dm_mbuf *m, struct dm_mbuf **fi
 
 __attribute__((noinline)) void dm_vhost_call(struct dm_vhost_vq *vq)
 {
-	const uint64_t one = 1;
-
 	vq->n_calls++;
-	if (write(vq->call_fd, &one, sizeof(one)) != (ssize_t)sizeof(one))
-		return; /* the counter is full: the driver has one to see */
+	dm_eventfd_tell(vq->call_fd);
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "eventfd.h"
 #include "virtq_impl.h"
 
 enum { LINE = 64 };
@@ -239,13 +240,9 @@ static uint32_t notify_data(const struct dm_vq *vq)
 
 __attribute__((noinline, cold)) void dm_vq_kick(struct dm_vq *vq)
 {
-	const uint64_t one = 1;
-
 	vq->n_kicks++;
 	if (vq->notify.kind == DM_VQ_NOTIFY_EVENTFD) {
-		/* It fails only when the counter is full, and then the device has a kick to see. */
-		if (write(vq->notify.fd, &one, sizeof(one)) != (ssize_t)sizeof(one))
-			return;
+		dm_eventfd_tell(vq->notify.fd);
 	} else if (vq->notify.kind == DM_VQ_NOTIFY_MMIO) {
 		__atomic_thread_fence(__ATOMIC_RELEASE);
 		if (vq->features & DM_VIRTIO_F_NOTIFICATION_DATA)

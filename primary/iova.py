@@ -16,7 +16,7 @@ from typing import Final, Self
 from dpdkmem.native.iova import Pagemap
 from dpdkmem.shared.errors import ConfigError, NotPermitted, ResourceError
 from dpdkmem.shared.kinds import IovaMode, SupplyKind
-from dpdkmem.shared.pci import NO_IOMMU_GROUP
+from dpdkmem.shared.pci import NO_IOMMU_GROUP, text_of
 
 _GROUPS: Final = Path("/sys/kernel/iommu_groups")
 
@@ -37,7 +37,7 @@ class IovaHost:
     def look(cls, groups: Path = _GROUPS) -> Self:
         """Read sysfs, and try the pagemap."""
         try:
-            n = sum(not _is_without_iommu(group) for group in groups.iterdir())
+            n = sum(text_of(group / "name") != NO_IOMMU_GROUP for group in groups.iterdir())
         except OSError:  # a kernel without IOMMU support
             n = 0
         return cls(n, _why_not_physical())
@@ -94,14 +94,6 @@ def _physical(supply: SupplyKind, host: IovaHost) -> IovaChoice:
             "--iova-mode=va, with which devices need an IOMMU",
         )
     return IovaChoice(IovaMode.PA, "--iova-mode=pa asks for it")
-
-
-def _is_without_iommu(group: Path) -> bool:
-    """Tell whether it is a group that VFIO's no-IOMMU mode made for a device."""
-    try:
-        return (group / "name").read_text().strip() == NO_IOMMU_GROUP
-    except OSError:  # a kernel that names none
-        return False
 
 
 def _why_not_physical() -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SYS_ROOT: Final = Path("/sys")
+DRIVER: Final = "vfio-pci"
+"""That gives devices to VFIO."""
 _ADDRESS: Final = re.compile(
     r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2})\.([0-7])", re.ASCII
 )
@@ -93,8 +95,8 @@ class PciDevice:
             OSError: it is gone.
         """
         group = _target(folder / "iommu_group")
-        override = _text(folder / "driver_override")
-        node = int(_text(folder / "numa_node") or "-1")
+        override = text_of(folder / "driver_override")
+        node = int(text_of(folder / "numa_node") or "-1")
         return cls(
             PciAddress.parse(folder.name),
             folder,
@@ -104,13 +106,11 @@ class PciDevice:
             _target(folder / "driver"),
             None if override in {"", "(null)"} else override,
             None if group is None else int(group),
-            _text(folder / "iommu_group/name") == NO_IOMMU_GROUP,
+            text_of(folder / "iommu_group/name") == NO_IOMMU_GROUP,
             None if node < 0 else node,
             tuple(
                 sorted(
-                    one.name
-                    for net in (folder / "net", *folder.glob("virtio*/net"))
-                    for one in _children(net)
+                    one.name for net in (folder / "net", *folder.glob("virtio*/net")) for one in children(net)
                 )
             ),
         )
@@ -118,9 +118,7 @@ class PciDevice:
     def group_members(self) -> list[PciAddress]:
         """Return the other devices of its IOMMU group."""
         folder = self.folder / "iommu_group/devices"
-        return sorted(
-            PciAddress.parse(one.name) for one in _children(folder) if one.name != str(self.address)
-        )
+        return sorted(PciAddress.parse(one.name) for one in children(folder) if one.name != str(self.address))
 
 
 def find_device(address: PciAddress, sys_root: Path = SYS_ROOT) -> PciDevice:
@@ -142,20 +140,22 @@ def find_device(address: PciAddress, sys_root: Path = SYS_ROOT) -> PciDevice:
 def all_devices(sys_root: Path = SYS_ROOT) -> list[PciDevice]:
     """Read all, in order of addresses; a device that goes meanwhile is left out."""
     found = []
-    for one in _children(sys_root / "bus/pci/devices"):
+    for one in children(sys_root / "bus/pci/devices"):
         with contextlib.suppress(OSError):
             found.append(PciDevice.read(one.resolve(strict=True)))
     return sorted(found, key=lambda device: device.address)
 
 
-def _children(folder: Path) -> Iterator[Path]:
+def children(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder of the kernel's; nothing where there is none, or it is not this user's."""
     try:
         yield from folder.iterdir()
     except OSError:  # none
         return
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Return what a file of the kernel's says; "" where it has none."""
     try:
         return path.read_text().strip()
     except OSError:  # an old kernel has no such attribute

@@ -31,9 +31,8 @@ from dpdkmem.shared.errors import (
     Unsupported,
     errno_error,
 )
-from dpdkmem.shared.pci import find_device
+from dpdkmem.shared.pci import DRIVER, find_device
 from dpdkmem.shared.vfio_host import (
-    DRIVER,
     holders_of,
     nodes_of,
     noiommu_switch,

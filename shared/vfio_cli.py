@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import click
 
 from dpdkmem.shared.errors import ConfigError
-from dpdkmem.shared.pci import PciAddress
+from dpdkmem.shared.pci import DRIVER, PciAddress
 from dpdkmem.shared.render import Style
 from dpdkmem.shared.vfio_bind import Binder, check_all
-from dpdkmem.shared.vfio_host import DRIVER, Roots, vfio_lines, vfio_report
+from dpdkmem.shared.vfio_host import Roots, vfio_lines, vfio_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from dpdkmem.shared.pci import all_devices, find_device
+from dpdkmem.shared.pci import DRIVER, all_devices, children, find_device, text_of
 from dpdkmem.shared.render import Cell, table
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from dpdkmem.shared.pci import PciAddress, PciDevice
     from dpdkmem.shared.render import Style
 
-DRIVER: Final = "vfio-pci"
 NETWORK: Final = 0x02  # the class of PCI devices
 _CLASSES: Final = {
     0x01: "storage",
@@ -113,10 +112,10 @@ def noiommu_switch(roots: Roots) -> Path:
 
 def read_host(roots: Roots) -> HostFields:
     """Return what the kernel has."""
-    switch = _text(noiommu_switch(roots))
-    limit = _text(roots.sys / "module/vfio_iommu_type1/parameters/dma_entry_limit")
+    switch = text_of(noiommu_switch(roots))
+    limit = text_of(roots.sys / "module/vfio_iommu_type1/parameters/dma_entry_limit")
     return {
-        "iommus": sorted(one.name for one in _children(roots.sys / "class/iommu")),
+        "iommus": sorted(one.name for one in children(roots.sys / "class/iommu")),
         "has_vfio": (roots.dev / "vfio").is_dir(),
         "has_vfio_pci": (roots.sys / "bus/pci/drivers" / DRIVER).is_dir(),
         "noiommu_mode": None if not switch else switch in {"Y", "1"},
@@ -127,7 +126,7 @@ def read_host(roots: Roots) -> HostFields:
 
 def nodes_of(device: PciDevice, roots: Roots) -> list[Path]:
     """Return the nodes through which a device that is VFIO's is opened."""
-    names = [f"devices/{one.name}" for one in _children(device.folder / "vfio-dev")]
+    names = [f"devices/{one.name}" for one in children(device.folder / "vfio-dev")]
     if device.iommu_group is not None:
         names.append(f"noiommu-{device.iommu_group}" if device.is_noiommu else str(device.iommu_group))
     return [path for name in names if (path := roots.dev / "vfio" / name).exists()]
@@ -137,9 +136,9 @@ def holders_of(nodes: Sequence[Path], roots: Roots) -> list[HolderFields]:
     """Return the processes that have one of these nodes open, as far as this user may see."""
     wanted = {str(node) for node in nodes}
     found: list[HolderFields] = [
-        {"pid": int(process.name), "command": _text(process / "comm")}
-        for process in _children(roots.proc)
-        if process.name.isdecimal() and wanted & {_link(fd) for fd in _children(process / "fd")}
+        {"pid": int(process.name), "command": text_of(process / "comm")}
+        for process in children(roots.proc)
+        if process.name.isdecimal() and wanted & {_link(fd) for fd in children(process / "fd")}
     ]
     return sorted(found, key=lambda one: one["pid"])
 
@@ -147,14 +146,14 @@ def holders_of(nodes: Sequence[Path], roots: Roots) -> list[HolderFields]:
 def routes_of(interface: str, roots: Roots) -> list[str]:
     """Return the networks that are reached through an interface; "default" first."""
     found = set()
-    for line in _text(roots.proc / "net/route").splitlines()[1:]:
+    for line in text_of(roots.proc / "net/route").splitlines()[1:]:
         fields = line.split()
         name, destination, flags, mask = fields[0], fields[1], fields[3], fields[7]
         if name == interface and int(flags, 16) & _RTF_UP:
             n_bits = int(mask, 16).bit_count()
             octets = bytes.fromhex(destination)[::-1]  # as the machine stores it
             found.add(f"{'.'.join(map(str, octets))}/{n_bits}" if n_bits or any(octets) else "default")
-    for line in _text(roots.proc / "net/ipv6_route").splitlines():
+    for line in text_of(roots.proc / "net/ipv6_route").splitlines():
         fields = line.split()
         destination, bits, flags, name = fields[0], fields[1], fields[-2], fields[-1]
         is_local = destination.startswith(("fe80", "ff")) or int(bits, 16) == 128
@@ -273,22 +272,8 @@ def _fields(device: PciDevice, roots: Roots) -> DeviceFields:
     }
 
 
-def _children(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:  # none, or not this user's
-        return []
-
-
 def _link(path: Path) -> str:
     try:
         return str(path.readlink())
     except OSError:  # closed meanwhile
-        return ""
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:  # the kernel has no such thing
         return ""

@@ -512,16 +512,21 @@ def _path_of(keys: Keys) -> str:
     return path
 
 
-def _judge_virtio_user(request: PortRequest, keys: Keys, tables: PortTables, broker: Broker) -> _Made:
-    path, n_queues = _path_of(keys), keys.number("queues", 1, MAX_QUEUES, 1)
-    is_server, size = keys.flag("server", default=False), keys.number("queue_size", 2, 32768, 256)
+def _driver_features(keys: Keys) -> int:
+    """Return what a driver of ours can do, as far as the spec lets it."""
     features = VERSION_1 | INDIRECT
-    features |= MQ if n_queues > 1 else 0
     features |= RING_PACKED if keys.flag("packed", default=False) else 0
     features |= MRG_RXBUF if keys.flag("mrg_rxbuf", default=True) else 0
     features |= IN_ORDER if keys.flag("in_order", default=True) else 0
     features |= TO_DEVICE if keys.flag("offloads", default=True) else 0
     features |= TO_DRIVER if keys.flag("guest_offloads", default=False) else 0
+    return features
+
+
+def _judge_virtio_user(request: PortRequest, keys: Keys, tables: PortTables, broker: Broker) -> _Made:
+    path, n_queues = _path_of(keys), keys.number("queues", 1, MAX_QUEUES, 1)
+    is_server, size = keys.flag("server", default=False), keys.number("queue_size", 2, 32768, 256)
+    features = _driver_features(keys) | (MQ if n_queues > 1 else 0)
     mac, mtu = keys.mac("mac", _mac_of(request.name)), keys.number("mtu", 68, 65535, 1500)
     keys.text("name")
     keys.done()
@@ -542,12 +547,7 @@ def _judge_virtio_pci(request: PortRequest, keys: Keys, tables: PortTables, brok
         raise RefusedError(errno.EINVAL, f"{request.spec}: {error}") from None
     n_queues = keys.number("queues", 1, MAX_QUEUES, 1)
     size = keys.number("queue_size", 2, 32768, 256)
-    features = VERSION_1 | INDIRECT
-    features |= RING_PACKED if keys.flag("packed", default=False) else 0
-    features |= MRG_RXBUF if keys.flag("mrg_rxbuf", default=True) else 0
-    features |= IN_ORDER if keys.flag("in_order", default=True) else 0
-    features |= TO_DEVICE if keys.flag("offloads", default=True) else 0
-    features |= TO_DRIVER if keys.flag("guest_offloads", default=False) else 0
+    features = _driver_features(keys)
     mtu = keys.number("mtu", 68, 65535, 1500)
     keys.text("name")
     keys.done()

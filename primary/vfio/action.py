@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from dpdkmem.primary.vfio.functions import Functions
     from dpdkmem.shared.fds import FdBundle
 
-_LOG = logging.getLogger(__name__)
 _MAX_USER_MAPS: Final = 4096  # of a session: each is an entry of the container, and a pin
 
 

@@ -57,10 +57,6 @@ class _Entry:
     is_stuck: bool = False
     """The kernel did not take it away."""
 
-    @property
-    def end(self) -> int:
-        return self.one.vaddr + self.one.n_bytes
-
 
 class DmaMaps:
     """The maps of a container; a `Participant`.
@@ -165,9 +161,7 @@ class DmaMaps:
                 "the length above 0"
             )
         self._check_free(iova, n_bytes)
-        parts = self._present(vaddr, n_bytes)
-        whole = len(merge(parts)) == 1
-        one = DmaMap(vaddr, iova, n_bytes, parts[0].fd if whole else -1, parts[0].offset)
+        one = _with_file(merge(self._present(vaddr, n_bytes)), DmaMap(vaddr, iova, n_bytes))
         pin_id = self._memory.pin(vaddr, n_bytes, PinKind.VFIO, f"DMA map at IOVA {iova:#x}")
         entry = _Entry(one, pin_id, is_user=True)
         try:

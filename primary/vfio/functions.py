@@ -25,7 +25,7 @@ from dpdkmem.primary.vfio.ioas import AddressSpace
 from dpdkmem.primary.vfio.type1 import Container
 from dpdkmem.shared.errors import ConfigError, DeviceBusy, DpdkmemError, NotPermitted
 from dpdkmem.shared.kinds import IommuKind
-from dpdkmem.shared.pci import PciAddress, find_device
+from dpdkmem.shared.pci import DRIVER, PciAddress, find_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _GIVE_BACK_S: Final = 1.0
-DRIVER: Final = "vfio-pci"
 
 
 class _Held:
