@@ -58,6 +58,8 @@ int dm_queue_rx_fd(struct dm_queue *queue);
 /* Its thread, after dm_queue_rx_fd(). on 1: the device is to tell. 1: packets may be there already, receive first; 0: sleep on the descriptor. Once before each
  * sleep: it takes back what was told before. on 0: who polls again need not be told, which costs the device a system call a burst. */
 int dm_queue_rx_arm(struct dm_queue *queue, int on);
+/* 1: packets go on when the primary is gone; 0: nothing more comes then. Of virtio_pci: while this process has the device (docs/ports.md). Any thread. */
+int dm_queue_outlives_primary(const struct dm_queue *queue);
 
 struct dm_queue_stats {
 	uint64_t rx_packets, rx_bytes, tx_packets, tx_bytes;

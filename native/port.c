@@ -576,6 +576,13 @@ int dm_queue_rx_arm(struct dm_queue *queue, int on)
 	return t->queue_rx_arm == NULL ? 0 : t->queue_rx_arm(queue, on != 0);
 }
 
+int dm_queue_outlives_primary(const struct dm_queue *queue)
+{
+	const struct dm_transport *t = queue->port->transport;
+
+	return t->queue_outlives == NULL ? !t->has_broker : t->queue_outlives(queue);
+}
+
 uint16_t dm_queue_rx_burst(struct dm_queue *queue, struct dm_mbuf **mbufs, uint16_t n)
 {
 	return dm_rx_burst(queue, mbufs, n);

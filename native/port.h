@@ -100,6 +100,7 @@ struct dm_transport {
 	int (*queue_stop)(struct dm_queue *queue);
 	int (*queue_rx_fd)(struct dm_queue *queue); /* NULL: -ENOTSUP */
 	int (*queue_rx_arm)(struct dm_queue *queue, bool on); /* dm_queue_rx_arm(). NULL: the descriptor tells always */
+	bool (*queue_outlives)(const struct dm_queue *queue); /* dm_queue_outlives_primary(), from any thread. NULL: without a broker, yes */
 	const char *known_keys;     /* with spaces between them; NULL: the broker judges the keys */
 	/* Without a broker: judges the keys before anything is made; may fill in *like and say what room the transport wants behind the queues'
 	 * records. NULL: nothing to judge. */

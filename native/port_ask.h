@@ -7,7 +7,7 @@
 
 #include "port.h"
 
-enum { DM_PORT_TAKE_MS = 5000 };
+enum { DM_PORT_TAKE_MS = 5000, DM_PORT_FETCH_MS = 2000 };
 
 static inline struct dm_port_request dm_port_request_of(const struct dm_queue *queue, enum dm_port_op op)
 {
@@ -36,6 +36,25 @@ static inline int dm_port_take(const struct dm_queue *queue, const struct dm_por
 		return 0;
 	dm_port_close_fds(fds, n_fds);
 	return dm_fail(m, -EPROTO, "the primary gave %u descriptors for a %s queue, not %u", n_fds, queue->port->transport->name, n_want);
+}
+
+/* DM_PORT_FETCH: the descriptor that `index` names, the caller's; *id: what the transport says of it. Negative: an errno. */
+static inline int dm_port_fetch(const struct dm_queue *queue, uint32_t index, uint64_t *id)
+{
+	struct dm_port_request request = dm_port_request_of(queue, DM_PORT_FETCH);
+	struct dm_port_answer answer;
+	uint32_t n;
+	int fd, err;
+
+	request.index = index;
+	err = dm_port_ask(queue->port->m, &request, DM_PORT_FETCH_MS, &answer, &fd, 1, &n);
+	if (err != 0)
+		return err;
+	if (n != 1)
+		return -EPROTO;
+	if (id != NULL)
+		*id = answer.values[0];
+	return fd;
 }
 
 /* DM_PORT_RELEASE. 0 also where the queue is not this process's any more (-ESTALE: the device let go after an earlier call had given up), or nobody is

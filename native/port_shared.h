@@ -19,6 +19,7 @@
 enum { DM_VU_MAX_RANGES = 64, DM_VHOST_PORT_REGIONS = 512 };
 enum { DM_VU_REACHES_ALL = 1 };   /* dm_queue_record.flags of virtio_user */
 enum { DM_VU_FD_WAKE = 0, DM_VU_FD_RX_KICK = 1, DM_VU_FD_TX_KICK = 2, DM_VU_FD_RX_CALL = 3, DM_VU_FDS = 4 };
+enum { DM_VU_FETCH_DEVICE = 1 };  /* of virtio_pci: the device, which ends with its last descriptor */
 enum { DM_VHOST_FD_WAKE = 0, DM_VHOST_FD_NUDGE = 1, DM_VHOST_FDS_TAKE = 2 }; /* to the broker; to the holder */
 enum { DM_VHOST_FETCH_REGION = 0x10000, DM_VHOST_FETCH_CALL = 0x20000, DM_VHOST_FETCH_KICK = 0x30000 }; /* | index */
 

@@ -27,7 +27,7 @@
 #include "vhost_queue.h"
 
 #define NEVER UINT32_MAX /* no epoch: they count from 0 */
-enum { RELEASE_MS = 3000, FETCH_MS = 2000 };
+enum { RELEASE_MS = 3000 };
 
 struct vh_region {
 	uint64_t id;
@@ -66,25 +66,6 @@ static struct dm_vhost_shared *shared_of(const struct vh_queue *q)
 	return dm_port_shared(q->base.port->record);
 }
 
-/* The descriptor that `index` names, the caller's; *id: of a region, what it is the descriptor of. */
-static int fetch(const struct vh_queue *q, uint32_t index, uint64_t *id)
-{
-	struct dm_port_request request = dm_port_request_of(&q->base, DM_PORT_FETCH);
-	struct dm_port_answer answer;
-	uint32_t n;
-	int fd, err;
-
-	request.index = index;
-	err = dm_port_ask(q->base.port->m, &request, FETCH_MS, &answer, &fd, 1, &n);
-	if (err != 0)
-		return err;
-	if (n != 1)
-		return -EPROTO;
-	if (id != NULL)
-		*id = answer.values[0];
-	return fd;
-}
-
 /* ---- regions ---- */
 
 /* A reader's copy under the sequence lock; false: the broker is changing it. */
@@ -105,7 +86,7 @@ static int map_region(const struct vh_queue *q, uint32_t i, const struct dm_vhos
 	uint64_t fetched, before, page;
 	size_t bytes;
 	void *at = MAP_FAILED;
-	const int fd = fetch(q, DM_VHOST_FETCH_REGION | i, &fetched);
+	const int fd = dm_port_fetch(&q->base, DM_VHOST_FETCH_REGION | i, &fetched);
 
 	if (fd < 0)
 		return fd;
@@ -205,7 +186,7 @@ static void close_kick(struct vh_queue *q)
 static void fetch_kick(struct vh_queue *q)
 {
 	close_kick(q);
-	q->kick_fd = fetch(q, DM_VHOST_FETCH_KICK | (2u * q->base.queue_idx + 1), NULL);
+	q->kick_fd = dm_port_fetch(&q->base, DM_VHOST_FETCH_KICK | (2u * q->base.queue_idx + 1), NULL);
 	if (q->kick_fd < 0)
 		q->kick_fd = -1;
 	else if (fcntl(q->kick_fd, F_SETFL, O_NONBLOCK) != 0 || watch(q, q->kick_fd) != 0) {
@@ -303,7 +284,7 @@ static int start_rings(struct vh_queue *q)
 	close_calls(q);
 	for (int i = 0; i < 2; i++)
 		if (p.rings[i].has_call)
-			q->call_fds[i] = fetch(q, DM_VHOST_FETCH_CALL | (2u * q->base.queue_idx + (uint32_t)i), NULL);
+			q->call_fds[i] = dm_port_fetch(&q->base, DM_VHOST_FETCH_CALL | (2u * q->base.queue_idx + (uint32_t)i), NULL);
 	err = start_ring(q, &p, features, 0);
 	if (err != 0)
 		return err;

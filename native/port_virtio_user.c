@@ -38,6 +38,7 @@ struct vu_queue {
 	uint16_t n;
 	struct dm_vu_shared *shared;
 	int fds[DM_VU_FDS];
+	int keep_fd;                /* virtio_pci's device, so that it does not end with the primary. -1: none */
 	struct dm_vq rx, tx;
 	uint64_t *posted;
 };
@@ -177,6 +178,19 @@ static int make_rings(struct vu_queue *q, uint32_t epoch)
 	return 0;
 }
 
+/* Held while the device has the rings, and not longer: it cannot go back to the host before. */
+static void keep_device(struct vu_queue *q, bool on)
+{
+	if (q->keep_fd >= 0)
+		close(q->keep_fd);
+	__atomic_store_n(&q->keep_fd, on && q->shared->has_iovas != 0 ? dm_port_fetch(&q->base, DM_VU_FETCH_DEVICE, NULL) : -1, __ATOMIC_RELAXED);
+}
+
+static bool queue_outlives(const struct dm_queue *queue)
+{
+	return __atomic_load_n(&((const struct vu_queue *)queue)->keep_fd, __ATOMIC_RELAXED) >= 0;
+}
+
 /* The record's epoch is not that of the rings. True: they are ready now. */
 static __attribute__((noinline, cold)) bool attend(struct vu_queue *q)
 {
@@ -189,6 +203,7 @@ static __attribute__((noinline, cold)) bool attend(struct vu_queue *q)
 	q->seen = epoch;
 	if ((epoch & 1) == 0) {
 		__atomic_store_n(&r->state, DM_QUEUE_TAKEN, __ATOMIC_RELEASE);
+		keep_device(q, false);
 		return false;
 	}
 	if (make_rings(q, epoch) != 0)
@@ -197,6 +212,7 @@ static __attribute__((noinline, cold)) bool attend(struct vu_queue *q)
 	__atomic_store_n(&r->state, DM_QUEUE_RUNNING, __ATOMIC_RELAXED);
 	__atomic_store_n(&r->ring_epoch, epoch, __ATOMIC_RELEASE);
 	dm_eventfd_tell(q->fds[DM_VU_FD_WAKE]);
+	keep_device(q, true);
 	return true;
 }
 
@@ -259,6 +275,7 @@ static int queue_start(struct dm_queue *queue, const struct dm_queue_spec *spec)
 	q->posted = (uint64_t *)(uintptr_t)queue->record->posted;
 	dm_mempool_cache_make(queue->pool, queue->self); /* now: memory that it needs may have to grow */
 	q->armed = NEVER;
+	q->keep_fd = -1;
 	queue->rx_burst = rx_burst;
 	queue->tx_burst = tx_burst;
 	attend(q);
@@ -286,6 +303,7 @@ static int queue_stop(struct dm_queue *queue)
 	q->is_over = true;
 	err = dm_port_release(queue, RELEASE_MS);
 	forget_rings(q);
+	keep_device(q, false);
 	if (err == 0)
 		dm_port_close_fds(q->fds, DM_VU_FDS);
 	return err;
@@ -315,6 +333,7 @@ static int queue_rx_arm(struct dm_queue *queue, bool on)
 	{                                                                                                                               \
 		.name = (of_name), .has_broker = true, .port_bytes = sizeof(struct dm_port), .queue_bytes = sizeof(struct vu_queue),     \
 		.queue_start = queue_start, .queue_stop = queue_stop, .queue_rx_fd = queue_rx_fd, .queue_rx_arm = queue_rx_arm,          \
+		.queue_outlives = queue_outlives,                                                                                        \
 	}
 
 const struct dm_transport dm_port_virtio_user = TRANSPORT("virtio_user");

@@ -247,6 +247,11 @@ class QueueHandle:
             lib.dm_queue_stats_get(self._alive(), out)
         return _stats(out)
 
+    def outlives_primary(self) -> bool:
+        """Tell whether packets go on without the primary."""
+        with self._port.lock:
+            return bool(lib.dm_queue_outlives_primary(self._alive()))
+
     def stop(self) -> None:
         """Give it back; again does nothing; raises ResourceError ETIMEDOUT: the device does not let go."""
         with self._port.lock:

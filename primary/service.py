@@ -66,6 +66,8 @@ from dpdkmem.shared.errors import (
     LimitExceeded,
     NotPermitted,
     ResourceError,
+    errno_of,
+    words_of,
 )
 from dpdkmem.shared.fds import Fd, presize_fd_table
 from dpdkmem.shared.kinds import HugeUnlink, SegmentForm, SupplyKind
@@ -305,9 +307,9 @@ class Primary:
             self.native, self.loop, self.publisher, self.sessions, self._publish_later, self.devices
         )
         self.native.set_external(self._external_here)
-        self.functions = Functions(self.native, self.loop, self.devices, config.devices)
+        self.functions = Functions(self.native, self.loop, self.devices, config.devices, self._uid_of)
         self._stack.callback(self.functions.stop)
-        self.device_action = DeviceAction(self.functions, self._uid_of, config.devices.device_uids)
+        self.device_action = DeviceAction(self.functions, self._uid_of)
         self.messages.built_in.register(self.device_action.action, self.device_action.handle)
         self.ports = Broker(
             self.native,
@@ -543,9 +545,9 @@ class Primary:
             }
             self.control.publish(topic, about | more)
 
-    def dying(self, session: Session) -> None:
+    def dying(self, session: Session, then: Callable[[], None]) -> None:
         """Stop devices that a process drove, before its memory is given to others."""
-        self.device_action.dying(session.owner_id)
+        self.device_action.dying(session.owner_id, then)
 
     def reaped(self, session: Session, report: ReapReport) -> None:
         """Take note of what a dead process left; its free memory may go."""
@@ -737,7 +739,7 @@ class Primary:
         if not own.outcomes:
             return -errno.ESHUTDOWN, "the primary ends"
         outcome = own.outcomes[0]
-        return (0, "") if outcome is None else (-_errno_of(outcome), _text_of(outcome))
+        return (0, "") if outcome is None else (-_errno_of(outcome), words_of(outcome))
 
     def _external_here(self, request: External, fds: tuple[int, ...]) -> tuple[int, int, str]:
         """Serve a thread of this process that changes external memory, as `_grow_here`."""
@@ -787,18 +789,13 @@ def _errno_of(error: DpdkmemError) -> int:
     """Return what tells the class of the error to who asked: a limit of ours must not look like a lack of pages."""
     if isinstance(error, LimitExceeded):
         return errno.EDQUOT
-    return error.errno or errno.EIO if isinstance(error, ResourceError) else errno.EIO
+    return errno_of(error)
 
 
 def _done(request: Grow, outcome: DpdkmemError | None) -> Done:
     if outcome is None:
         return Done(request.request_id, 0, retryable=False, text="")
-    return Done(request.request_id, _errno_of(outcome), outcome.retryable, _text_of(outcome))
-
-
-def _text_of(error: DpdkmemError) -> str:
-    """Return the words without the errno, which the status says."""
-    return error.text if isinstance(error, ResourceError) else str(error)
+    return Done(request.request_id, _errno_of(outcome), outcome.retryable, words_of(outcome))
 
 
 def _memory_bytes() -> int:

@@ -65,7 +65,7 @@ from dpdkmem.shared.model import OwnerState
 from dpdkmem.shared.protocol import PrimarySession, PrimaryState, SessionEnded, Supported, Timeouts, end_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.primary.loop import Loop, Timer
@@ -136,8 +136,8 @@ class Hooks(Protocol):
     def ended(self, session: Session, why: str) -> None:
         """A session ended; it is counted out of every round."""
 
-    def dying(self, session: Session) -> None:
-        """A process has died, or detached: nothing of it is reaped yet. Called again where reaping is tried again."""
+    def dying(self, session: Session, then: Callable[[], None]) -> None:
+        """A process has died, or detached: nothing of it is reaped before `then` is called. Called again where reaping is tried again."""
 
     def reaped(self, session: Session, report: ReapReport) -> None:
         """What a dead process left was brought to order."""
@@ -169,6 +169,8 @@ class Session:
     attached_at: float = 0.0
     said_goodbye: bool = False
     over: bool = False
+    is_stopping: bool = False
+    """What it drove is being stopped, before it is reaped."""
     timer: Timer | None = None
     retry: Timer | None = None
     """Of its reaping, once a lock was held by a stopped process."""
@@ -664,11 +666,14 @@ class SessionTable:
             self._reap_departed(session)
 
     def _reap_dead(self, session: Session) -> None:
-        """Reap, again later where a stopped process holds a lock."""
-        if not session.owner_id:
-            return
+        """Reap once what it drove is stopped; again later where a stopped process holds a lock."""
+        if session.owner_id and not session.is_stopping:
+            session.is_stopping = True
+            self._hooks.dying(session, lambda: self._reap_stopped(session))
+
+    def _reap_stopped(self, session: Session) -> None:
+        session.is_stopping = False
         try:
-            self._hooks.dying(session)
             self._reap(session)
         except DpdkmemError as error:
             if session.retry is None:

@@ -41,13 +41,13 @@ from dpdkmem.shared.errors import (
     LifetimeError,
     ResourceError,
 )
-from dpdkmem.shared.port_model import BROKERED, LoopSpec, LoopStats, QueueStats
+from dpdkmem.shared.port_model import LoopSpec, LoopStats, QueueStats
 from dpdkmem.shared.ports import FLOW_BYTES, Loop
 from dpdkmem.shared.render import cut_line
 from dpdkmem.shared.units import NS_PER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
     from dpdkmem.secondary.attach import Attachment
@@ -79,6 +79,8 @@ def run(options: WorkerOptions, *, as_json: bool, style: Style) -> int:
         worker.open(memory, stack)
         screen = _Screen(options, style, is_quiet=as_json)
         done = worker.work(screen)
+    for note in worker.notes:
+        screen.note(f"dpdkmem worker: {note}")
     if as_json:
         sys.stdout.write(json.dumps(json_report(done), indent=2) + "\n")
     else:
@@ -102,6 +104,9 @@ class Worker:
         self._ready = threading.Event()
         self._signal: int | None = None
         self._is_orphaned = False
+        self._cut_off: set[str] = set()  # ports whose device went with the primary
+        self.notes: list[str] = []
+        """What is to be said at the end."""
 
     def stop(self, number: int) -> None:
         """End the loop; of a signal."""
@@ -114,7 +119,9 @@ class Worker:
         self._memory = memory
         self._pool = _pool(memory, self._options)
         for spec in self._options.ports:
-            self._ports.append(stack.enter_context(_open(memory, spec)))
+            port = _open(memory, spec)
+            stack.callback(self._let_go, port.close)
+            self._ports.append(port)
 
     def work(self, screen: _Screen) -> Run:
         """Run the loop to its end; return how it went. What the loop's thread raised is raised here."""
@@ -153,13 +160,28 @@ class Worker:
         if state is AttachmentState.PRIMARY_GONE:
             if not self._is_orphaned:
                 self._is_orphaned = True
-                ends = [port.name for port in self._ports if port.info.transport in BROKERED]
-                more = f"; nothing more comes through {', '.join(ends)}" if ends else ""
+                with contextlib.suppress(Closed):  # the loop has just ended
+                    self._cut_off = {one.port.name for one in self._queues if not one.outlives_primary}
+                more = (
+                    f"; nothing more comes through {', '.join(sorted(self._cut_off))}"
+                    if self._cut_off
+                    else ""
+                )
                 screen.note(f"dpdkmem worker: the primary is gone; the loop goes on with what is there{more}")
             return
         self._error = LifetimeError(f"this worker's session ended: {self._memory.state_text}")
         if self._loop is not None:
             self._loop.stop()
+
+    def _let_go(self, end: Callable[[], None]) -> None:
+        """Stop a queue or close its port. A device that keeps the queue's buffers for now is the primary's care from here on, and no failure."""
+        try:
+            end()
+        except ResourceError as error:
+            if error.errno != errno.ETIMEDOUT:
+                raise
+            if error.text not in self.notes:
+                self.notes.append(error.text)
 
     # ---- on the loop's thread
 
@@ -206,7 +228,8 @@ class Worker:
                         n_tx_desc=options.n_tx_desc,
                         port_id=i,
                     )
-                self._queues.append(stack.enter_context(queue))
+                stack.callback(self._let_go, queue.stop)
+                self._queues.append(queue)
                 self._begin.append(queue.stats)
 
     def _make_loop(self) -> Loop:
@@ -250,9 +273,9 @@ class Worker:
         )
 
     def _info(self, port: Port) -> PortInfo:
-        """Return what is known of a port; nobody is left to say that the link of one of the primary's is down."""
+        """Return what is known of a port; nobody is left to say that the link of one that went with the primary is down."""
         info = port.info
-        return replace(info, link=False) if self._is_orphaned and info.transport in BROKERED else info
+        return replace(info, link=False) if info.name in self._cut_off else info
 
     def _figures(self) -> list[QueueStats]:
         with contextlib.suppress(Closed):  # just now: then _last is there

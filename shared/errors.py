@@ -351,3 +351,17 @@ def errno_error(errno: int, text: str, attempt: Attempt = Attempt.OTHER) -> Reso
         raise InternalError(f"errno_error({errno}, {text!r}): an errno is positive")
     kind = _BY_ATTEMPT[attempt].get(errno) or _ALWAYS.get(errno, ResourceError)
     return kind(errno, text)
+
+
+def errno_of(error: BaseException) -> int:
+    """Return the errno by which another process is told of an error: its own, EINVAL for a configuration, else EIO."""
+    if isinstance(error, ConfigError):
+        return errno_numbers.EINVAL
+    if isinstance(error, (OSError, Unsupported)) and error.errno:
+        return error.errno
+    return errno_numbers.EIO
+
+
+def words_of(error: BaseException) -> str:
+    """Return the words of an error without its errno, which goes beside them."""
+    return error.text if isinstance(error, ResourceError) else str(error)

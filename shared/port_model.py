@@ -10,8 +10,6 @@ from dataclasses import dataclass, fields
 
 from dpdkmem.shared.model import NUMA_ANY
 
-BROKERED = frozenset({"virtio_user", "virtio_pci", "vhost", "af_xdp"})
-"""Transports whose device is the primary's: it ends with it."""
 _MASK = 0xFFFF_FFFF_FFFF_FFFF  # of C's counters; n_lost goes up and down in it
 
 

@@ -168,6 +168,11 @@ class Queue:
         loop.run(duration_s=duration_s, count=count)
         return loop.stats
 
+    @property
+    def outlives_primary(self) -> bool:
+        """Whether packets go on when the primary is gone; else nothing more comes then."""
+        return self._handle.outlives_primary()
+
     def rx_fd(self) -> int:
         """Return the descriptor that is readable when packets may have come; it stays the queue's, and is the same until `stop`.
 

@@ -204,9 +204,10 @@ class Binder:
         self._write(switch, "Y")
 
     def _refuse_holders(self, device: PciDevice) -> None:
-        holders = holders_of(nodes_of(device, self.roots), self.roots)
-        if holders:
-            who = ", ".join(f"{one['command']} (process {one['pid']})" for one in holders)
+        holders = holders_of(device, self.roots)
+        sure = [one for one in holders if one["is_certain"]]
+        if sure or (holders and any(map(_is_busy, nodes_of(device, self.roots)))):
+            who = " or ".join(f"{one['command']} (process {one['pid']})" for one in sure or holders)
             raise DeviceBusy(
                 errno.EBUSY,
                 f"{device.address} is in use, by {who}: the kernel would wait until it is closed. End that first",
@@ -267,6 +268,15 @@ def check_all(addresses: list[PciAddress]) -> None:
     for address in addresses:
         if addresses.count(address) > 1:
             raise ConfigError(f"{address} is named twice")
+
+
+def _is_busy(node: Path) -> bool:
+    """Tell whether somebody has a group, or what was opened through it."""
+    try:
+        os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
 
 
 def _write_here(path: Path, text: str) -> int:

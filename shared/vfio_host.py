@@ -35,6 +35,7 @@ _CLASSES: Final = {
     0x10: "encryption",
     0x12: "accelerator",
 }
+_HANDED: Final = "anon_inode:[vfio-device]"
 _RTF_UP: Final = 1
 _RTF_REJECT: Final = 0x200
 
@@ -49,10 +50,12 @@ class Roots:
 
 
 class HolderFields(TypedDict):
-    """A process that has a node open."""
+    """A process that has a device open."""
 
     pid: int
     command: str
+    is_certain: bool
+    """False: it was handed a device, and the kernel does not say which."""
 
 
 class NodeFields(TypedDict):
@@ -132,14 +135,21 @@ def nodes_of(device: PciDevice, roots: Roots) -> list[Path]:
     return [path for name in names if (path := roots.dev / "vfio" / name).exists()]
 
 
-def holders_of(nodes: Sequence[Path], roots: Roots) -> list[HolderFields]:
-    """Return the processes that have one of these nodes open, as far as this user may see."""
-    wanted = {str(node) for node in nodes}
-    found: list[HolderFields] = [
-        {"pid": int(process.name), "command": text_of(process / "comm")}
-        for process in children(roots.proc)
-        if process.name.isdecimal() and wanted & {_link(fd) for fd in children(process / "fd")}
-    ]
+def holders_of(device: PciDevice, roots: Roots) -> list[HolderFields]:
+    """Return the processes that have a device open, or perhaps have, as far as this user may see."""
+    nodes = {str(node) for node in nodes_of(device, roots)}
+    found: list[HolderFields] = []
+    for process in children(roots.proc):
+        if not process.name.isdecimal():
+            continue
+        links = [(_link(fd), fd.name) for fd in children(process / "fd")]
+        handed = {
+            _handed_name(process, fd) for link, fd in links if link == _HANDED and device.driver == DRIVER
+        }
+        is_certain = str(device.address) in handed or any(link in nodes for link, _ in links)
+        if is_certain or "" in handed:
+            command = text_of(process / "comm")
+            found.append({"pid": int(process.name), "command": command, "is_certain": is_certain})
     return sorted(found, key=lambda one: one["pid"])
 
 
@@ -213,10 +223,14 @@ def vfio_lines(report: VfioReport, style: Style) -> list[str]:
                 f"{group}{' (none)' if one['is_noiommu'] else ''}",
                 "-" if one["numa_node"] is None else str(one["numa_node"]),
                 names,
-                ", ".join(f"{who['command']} ({who['pid']})" for who in one["holders"]) or "-",
+                ", ".join(map(_holder, one["holders"])) or "-",
             )
         )
     return [*lines, "", *table(heads, rows, style)] if rows else [*lines, "no such device"]
+
+
+def _holder(one: HolderFields) -> str:
+    return f"{one['command']} ({one['pid']}){'' if one['is_certain'] else ' perhaps'}"
 
 
 def _host_lines(host: HostFields, style: Style) -> list[str]:
@@ -268,8 +282,17 @@ def _fields(device: PciDevice, roots: Roots) -> DeviceFields:
             {"path": str(node), "mode": stat.st_mode & 0o7777, "uid": stat.st_uid, "gid": stat.st_gid}
             for node, stat in stats
         ],
-        "holders": holders_of(nodes, roots),
+        "holders": holders_of(device, roots),
     }
+
+
+def _handed_name(process: Path, fd: str) -> str:
+    """Return the address of a device that somebody handed to a process; "": the kernel does not say (before Linux 6.18)."""
+    for line in text_of(process / "fdinfo" / fd).splitlines():
+        key, _, value = line.partition(":")
+        if key == "vfio-device-syspath":
+            return value.strip().rpartition("/")[2]
+    return ""
 
 
 def _link(path: Path) -> str:

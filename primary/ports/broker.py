@@ -37,7 +37,7 @@ from dpdkmem.primary.ports.requests import ACTION, MAX_QUEUES, Keys, PortOp, Por
 from dpdkmem.primary.ports.vhost_back import BackPort, BackSpec
 from dpdkmem.primary.ports.vhost_front import FrontPort, FrontSpec
 from dpdkmem.primary.ports.virtio_pci import PAGE_BYTES, PciPort, PciSpec
-from dpdkmem.shared.errors import ConfigError, DpdkmemError, ResourceError
+from dpdkmem.shared.errors import ConfigError, DpdkmemError, errno_of, words_of
 from dpdkmem.shared.pci import PciAddress
 from dpdkmem.shared.virtio_net import (
     EVENT_IDX,
@@ -75,8 +75,8 @@ class Transport(Protocol):
 
     record: int
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, done: Callable[[DpdkmemError | None], None]) -> None:
+        """Begin. `done` is called once it has, or with why not; or that is raised, and nothing of it stays."""
 
     def close(self, then: Callable[[], None]) -> None:
         """End; `then` is called once the device has let go of everything."""
@@ -99,8 +99,8 @@ class Transport(Protocol):
     def woken(self) -> None:
         """A holder has changed its record."""
 
-    def fetch(self, queue_idx: int, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the values and descriptors of FETCH's answer. May raise RefusedError."""
+    def fetch(self, queue_idx: int, index: int, owner_id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the values and descriptors of FETCH's answer to the holder of a queue. May raise RefusedError."""
 
 
 @dataclass(slots=True, eq=False)
@@ -228,9 +228,8 @@ class Broker:
             error = future.exception()
             if error is None:
                 reply(0, encode_answer(0, (future.result(),)))
-                return
-            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-            reply(number, text=f"no memory for ports: {error}")
+            else:
+                reply(errno_of(error), text=f"no memory for ports: {error}")
 
         future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(answer))
 
@@ -287,21 +286,32 @@ class Broker:
         )
 
     def _is_made(self, port: _Port, made: _Made, error: BaseException | None, done: object) -> None:
-        why = ""
-        if error is None:
-            record = int(done.result())  # type: ignore[attr-defined]
-            try:
-                self._make_fds(port)
-                transport = made.open(record, port)
-                transport.start()
+        if error is not None:
+            self._is_started(port, error)
+            return
+        record = int(done.result())  # type: ignore[attr-defined]
+
+        def started(transport: Transport | None, error: BaseException | None) -> None:
+            if error is None and transport is not None:
                 port.transport = transport
                 self._loop.add(port.wake_fd, READABLE, lambda _: self._on_wake(port))
-            except (DpdkmemError, OSError) as failure:
-                error = failure
+            else:
                 self._close_fds(port)
                 self._tables.free(record)
+            self._is_started(port, error)
+
+        try:
+            self._make_fds(port)
+            transport = made.open(record, port)
+            transport.start(lambda error: started(transport, error))
+        except (DpdkmemError, OSError) as failure:
+            started(None, failure)
+
+    def _is_started(self, port: _Port, error: BaseException | None) -> None:
+        """Answer who waits for the port."""
+        why = ""
         if error is not None:
-            why = f"{_number_of(error)} {error.text if isinstance(error, ResourceError) else error}"
+            why = f"{errno_of(error)} {words_of(error)}"
             self._ports.pop(port.name, None)
         waiting, port.waiting = port.waiting, []
         for then in waiting:
@@ -341,7 +351,9 @@ class Broker:
 
     def _free_when_idle(self, port: _Port) -> None:
         """The device has let go of all; queues that were stopping are free by that."""
-        if port.transport is None:
+        if (
+            port.transport is None or self._ports.get(port.name) is not port
+        ):  # the broker was closed meanwhile
             return
         record = port.transport.record
         self._loop.remove(port.wake_fd)
@@ -462,7 +474,7 @@ class Broker:
         view = self._tables.view(transport.record, i)
         if not view.holder or view.owner_id != who.owner_id:
             raise RefusedError(errno.ESTALE, f'queue {i} of port "{port.name}" is not this process\'s')
-        values, fds = transport.fetch(i, request.index)
+        values, fds = transport.fetch(i, request.index, who.owner_id)
         reply(0, encode_answer(transport.record, values), fds)
 
     def _on_wake(self, port: _Port) -> None:
@@ -492,12 +504,6 @@ class Broker:
 def _mac_of(name: str) -> bytes:
     """Return an address of one's own for a port: locally administered, the same for the same name."""
     return b"\x02" + hashlib.sha256(name.encode()).digest()[:5]
-
-
-def _number_of(error: BaseException) -> int:
-    if isinstance(error, ConfigError):
-        return errno.EINVAL
-    return error.errno if isinstance(error, OSError) and error.errno else errno.EIO
 
 
 def _path_of(keys: Keys) -> str:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from dpdkmem.native.port_primary import PortTables
     from dpdkmem.primary.loop import Loop, Timer
     from dpdkmem.primary.ports.regions import Span
+    from dpdkmem.shared.errors import DpdkmemError
     from dpdkmem.shared.fds import FileIdentity
     from dpdkmem.shared.vhost_user_wire import Message, Payload
 
@@ -154,9 +155,10 @@ class BackPort(PeerEvents):
 
     # ---- what the broker asks ----
 
-    def start(self) -> None:
+    def start(self, done: Callable[[DpdkmemError | None], None]) -> None:
         """Seek a front-end."""
         self._peer.start()
+        done(None)
 
     def close(self, then: Callable[[], None]) -> None:
         """End; nobody has a queue any more, and a front-end writes nothing of ours."""
@@ -187,7 +189,7 @@ class BackPort(PeerEvents):
         del queue_idx
         self.woken()
 
-    def fetch(self, queue_idx: int, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def fetch(self, queue_idx: int, index: int, _owner_id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return a region's number and descriptor, or a ring's call or kick eventfd.
 
         Raises:

@@ -175,7 +175,7 @@ class FrontPort(PeerEvents):
 
     # ---- life ----
 
-    def start(self) -> None:
+    def start(self, done: Callable[[DpdkmemError | None], None]) -> None:
         """Follow the map, and seek a back-end."""
         self._present = self._devices.join(self)
         self._cover()
@@ -184,6 +184,7 @@ class FrontPort(PeerEvents):
         except BaseException:
             self._devices.leave(self)
             raise
+        done(None)
 
     def close(self, then: Callable[[], None]) -> None:
         """End the connection; `then` is called once the back-end has let go of everything."""
@@ -406,7 +407,7 @@ class FrontPort(PeerEvents):
         values = self.spec.queue_size, self.features, self.is_live_as_new(queue_idx)
         return values, (rx[0], tx[0], rx[1])
 
-    def fetch(self, queue_idx: int, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def fetch(self, queue_idx: int, index: int, _owner_id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Refuse: there is nothing to fetch."""
         raise RefusedError(
             errno.EINVAL, f"queue {queue_idx} of {self.spec.name} has nothing numbered {index}"

@@ -16,8 +16,10 @@ Laws
 * rings of a pair that a worker holds are the worker's to write, whatever the epoch: the device has them again when he has made them anew;
 * what workers may give the device by address is memory with an IOVA that all have: all of the window, no external memory. The rest is sent through copies.
 
-Who cleans up after a kill -9 of a worker: the broker, which releases its queues. Of the primary: the kernel resets the device with its last descriptor.
-Threads: the loop's. Blocks: resets, some milliseconds as a rule, and at most a second of a device that does not answer.
+Who cleans up after a kill -9 of a worker: the broker, which releases its queues. Of the primary: the kernel, which resets the device with its last descriptor.
+Behind an IOMMU, workers that may have the device (`Functions.may_have`) keep one, and do nothing with it: their queues go on without the primary, in the memory that
+the container keeps.
+Threads: the loop's. Blocks: resets of the registers, some milliseconds as a rule, and at most a second of a device that does not answer.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _REACHES_ALL: Final = 1  # DM_VU_REACHES_ALL
+_FETCH_DEVICE: Final = 1  # DM_VU_FETCH_DEVICE
 _TICK_S: Final = 1.0  # how late a change of the link, or a device that needs a reset, is noticed
 _CTRL_S: Final = 1.0
 _CTRL_POLL_S: Final = 0.001
@@ -155,52 +158,71 @@ class PciPort:
 
     # ---- life ----
 
-    def start(self) -> None:
-        """Open the device and set it up.
-
-        Raises:
-            DpdkmemError: why not, with the cure; nothing stays.
-        """
+    def start(self, done: Callable[[DpdkmemError | None], None]) -> None:
+        """Open the device and set it up; `done` is called once it is, or with why not: nothing stays then."""
         self._tables.use_iovas(self.record)
         self._present = self._devices.join(self)
         self._cover()
-        try:
-            who = f"port {self.spec.name}"
-            self._function = self._functions.open(self.spec.address, who, self._give_back)
-            self._registers = VirtioRegisters(self._function)
-            self._function.set_bus_master(on=True)
-            self._set_up(self._function, self._registers)
-        except DpdkmemError:
-            self._close_device()
-            self._devices.leave(self)
-            raise
-        self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
+        who = f"port {self.spec.name}"
+        self._functions.open(
+            self.spec.address, who, self._give_back, lambda outcome: self._opened(outcome, done)
+        )
 
     def close(self, then: Callable[[], None]) -> None:
         """End: the device is reset and closed, and so has let go of everything."""
+
+        def closed() -> None:
+            self._all_let_go()
+            self._devices.leave(self)
+            then()
+
         self._put_down("the port is closed")
-        self._close_device()
-        self._all_let_go()
-        self._devices.leave(self)
-        then()
+        self._close_device(closed)
 
     def stop(self) -> None:
-        """The primary ends."""
-        self._put_down("the primary ends")
-        self._close_device()
+        """The primary ends. Who runs queues goes on, if he has the device too."""
+        if self._function is None or not self._functions.outlives(self._function):
+            self._put_down("the primary ends")
+            self._close_device(lambda: None)
 
-    def _close_device(self) -> None:
+    def _opened(
+        self, outcome: PciFunction | DpdkmemError, done: Callable[[DpdkmemError | None], None]
+    ) -> None:
+        if isinstance(outcome, DpdkmemError):
+            self._devices.leave(self)
+            done(outcome)
+            return
+        self._function = outcome
+        try:
+            self._registers = VirtioRegisters(outcome)
+            outcome.set_bus_master(on=True)
+            self._set_up(outcome, self._registers)
+        except DpdkmemError as error:
+            self._generation += 1
+            failure = error
+
+            def failed() -> None:
+                self._devices.leave(self)
+                done(failure)
+
+            self._close_device(failed)
+            return
+        self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
+        done(None)
+
+    def _close_device(self, then: Callable[[], None]) -> None:
         if self._tick_timer is not None:
             self._tick_timer.cancel()
         function, self._function, self._registers = self._function, None, None
         if function is not None:
-            self._functions.close(function)
+            self._functions.close(function, then)
+        else:
+            then()
 
     def _give_back(self) -> None:
         """The host wants the device: workers stand still, and the port stays without it."""
         self._put_down("the host took the device back")
-        self._close_device()
-        self._all_let_go()
+        self._close_device(self._all_let_go)
 
     # ---- the map ----
 
@@ -470,11 +492,19 @@ class PciPort:
         rx, tx = self._eventfds[2 * queue_idx], self._eventfds[2 * queue_idx + 1]
         return (self.spec.queue_size, self._features, self._epoch), (rx[0], tx[0], rx[1])
 
-    def fetch(self, queue_idx: int, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Refuse: there is nothing to fetch."""
-        raise RefusedError(
-            errno.EINVAL, f"queue {queue_idx} of {self.spec.name} has nothing numbered {index}"
-        )
+    def fetch(self, queue_idx: int, index: int, owner_id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the device, for a holder that keeps it going when the primary ends."""
+        if index != _FETCH_DEVICE:
+            raise RefusedError(
+                errno.EINVAL, f"queue {queue_idx} of {self.spec.name} has nothing numbered {index}"
+            )
+        if self._function is None or self._epoch % 2 == 0:
+            raise RefusedError(errno.ENODEV, f"{self} is not there")
+        if not self._functions.keeps_memory or not self._functions.may_have(owner_id):
+            raise RefusedError(
+                errno.EPERM, f"{self} may not be had by this process: it ends with the primary"
+            )
+        return (), (self._functions.share(self._function),)
 
     def release(self, queue_idx: int, done: Callable[[], None]) -> None:
         """Have the device let go of a pair."""

@@ -6,15 +6,14 @@ lets it do to that device; the primary keeps its own, so that its end ends nothi
 Laws: a device is one session's at a time; only root, the primary's user and those of --device-uid may be handed one; a session's end, by a goodbye
 or a proved death, stops its device before anything of its memory is given to anybody else.
 Who cleans up after a kill -9 of the session: `dying()`, called by the sessions before they reap. Of the primary: nobody has to: the session
-goes on with its descriptor, which keeps container and maps alive, until it ends.
-Threads: the loop's. Blocks: as `Functions`.
+goes on with its descriptor, which keeps container and maps alive, until it ends. So it does when the primary ends in order.
+Threads: the loop's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +25,7 @@ from dpdkmem.shared.device_wire import (
     DeviceOp,
     DeviceQuestion,
 )
-from dpdkmem.shared.errors import ConfigError, DpdkmemError, ResourceError, Unsupported
+from dpdkmem.shared.errors import DpdkmemError, ResourceError, errno_of, words_of
 from dpdkmem.shared.pci import PciAddress
 
 if TYPE_CHECKING:
@@ -56,17 +55,13 @@ class DeviceAction:
     Args:
         functions: the devices.
         uid_of: the user of a session, by owner id; None: it is over.
-        others: users besides root and ours that may be handed a device.
     """
 
     action = ACTION
 
-    def __init__(
-        self, functions: Functions, uid_of: Callable[[int], int | None], others: frozenset[int]
-    ) -> None:
+    def __init__(self, functions: Functions, uid_of: Callable[[int], int | None]) -> None:
         self._functions = functions
         self._uid_of = uid_of
-        self._may = others | {0, os.geteuid()}
         self._hands: dict[int, _Hand] = {}
 
     def handle(self, who: Process, param: bytes, fds: FdBundle, reply: Reply) -> None:
@@ -79,25 +74,33 @@ class DeviceAction:
         try:
             self._serve(who, question, reply)
         except DpdkmemError as error:
-            reply(_errno_of(error), text=error.text if isinstance(error, ResourceError) else str(error))
+            _refuse(reply, error)
 
-    def dying(self, owner_id: int) -> None:
-        """A session has ended, and its process has died or said goodbye: stop what it drove."""
-        hand = self._hands.pop(owner_id, None)
-        if hand is None:
-            return
-        for function in hand.functions.values():
-            self._functions.close(function)
-        for iova, n_bytes in hand.maps.items():
-            with contextlib.suppress(ResourceError):  # gone with the last device
-                self._functions.maps.user_unmap(iova, n_bytes)
+    def dying(self, owner_id: int, then: Callable[[], None]) -> None:
+        """A session has ended, and its process has died or said goodbye: stop what it drove; `then` is called when it is stopped."""
+        hand = self._hands.pop(owner_id, _Hand())
+        n_left = len(hand.functions)
+
+        def stopped() -> None:
+            nonlocal n_left
+            n_left -= 1
+            if n_left <= 0:
+                for iova, n_bytes in hand.maps.items():
+                    with contextlib.suppress(ResourceError):  # gone with the last device
+                        self._functions.maps.user_unmap(iova, n_bytes)
+                then()
+
+        for function in list(hand.functions.values()):
+            self._functions.close(function, stopped)
+        if not hand.functions:
+            stopped()
 
     def _serve(self, who: Process, question: DeviceQuestion, reply: Reply) -> None:
         hand = self._hands.setdefault(who.owner_id, _Hand())
         maps = self._functions.maps
         match question.op:
             case DeviceOp.OPEN:
-                self._open(who, hand, str(PciAddress.parse(question.address)), reply)
+                self._open(who, str(PciAddress.parse(question.address)), reply)
                 return
             case DeviceOp.CLOSE:
                 function = hand.functions.pop(str(PciAddress.parse(question.address)), None)
@@ -105,8 +108,8 @@ class DeviceAction:
                     raise ResourceError(
                         errno.ENOENT, f"this process was not handed {question.address}, or it is closed"
                     )
-                self._functions.close(function)
-                self._forget_lost_maps()
+                self._functions.close(function, lambda: self._is_closed(reply))
+                return
             case DeviceOp.DMA_MAP:
                 self._check_may(who)
                 if len(hand.maps) >= _MAX_USER_MAPS:
@@ -125,28 +128,39 @@ class DeviceAction:
                 del hand.maps[question.iova]
         reply(0)
 
-    def _open(self, who: Process, hand: _Hand, address: str, reply: Reply) -> None:
+    def _open(self, who: Process, address: str, reply: Reply) -> None:
         self._check_may(who)
-        function = self._functions.open(
-            address, who.describe(), lambda: self._given_back(who.owner_id, address)
-        )
+
+        def done(outcome: PciFunction | DpdkmemError) -> None:
+            if isinstance(outcome, DpdkmemError):
+                _refuse(reply, outcome)
+            else:
+                self._hand_over(who, outcome, reply)
+
+        self._functions.open(address, who.describe(), lambda: self._given_back(who.owner_id, address), done)
+
+    def _hand_over(self, who: Process, function: PciFunction, reply: Reply) -> None:
         try:
             param = _describe(function).encode()
-        except DpdkmemError:
-            self._functions.close(function)
-            raise
-        if reply(0, param, [function.fd]):
-            hand.functions[function.address] = function
+        except DpdkmemError as error:
+            failure = error
+            self._functions.close(function, lambda: _refuse(reply, failure))
+            return
+        if reply(0, param, [self._functions.share(function)]):
+            self._hands.setdefault(who.owner_id, _Hand()).functions[function.address] = function
         else:  # nobody waits for it any more
             self._functions.close(function)
+
+    def _is_closed(self, reply: Reply) -> None:
+        self._forget_lost_maps()
+        reply(0)
 
     def _given_back(self, owner_id: int, address: str) -> None:
         """The host wants it: whoever has it has no word in this; it is stopped and closed here, and is of no use to the session."""
         hand = self._hands.get(owner_id, _Hand())
         function = hand.functions.pop(address, None)
         if function is not None:
-            self._functions.close(function)
-            self._forget_lost_maps()
+            self._functions.close(function, self._forget_lost_maps)
 
     def _forget_lost_maps(self) -> None:
         """With the last device all maps are gone."""
@@ -155,8 +169,8 @@ class DeviceAction:
                 hand.maps.clear()
 
     def _check_may(self, who: Process) -> None:
-        uid = self._uid_of(who.owner_id)
-        if uid not in self._may:
+        if not self._functions.may_have(who.owner_id):
+            uid = self._uid_of(who.owner_id)
             raise RefusedError(
                 errno.EPERM,
                 f"user {uid} may not be handed devices: start the primary with --device-uid={uid}, if it may do DMA to all memory",
@@ -175,9 +189,5 @@ def _describe(function: PciFunction) -> DeviceAnswer:
     return DeviceAnswer(function.n_vectors(), tuple(regions))
 
 
-def _errno_of(error: DpdkmemError) -> int:
-    if isinstance(error, ConfigError):
-        return errno.EINVAL
-    if isinstance(error, (ResourceError, Unsupported)):
-        return error.errno or errno.EIO
-    return errno.EIO
+def _refuse(reply: Reply, error: DpdkmemError) -> None:
+    reply(errno_of(error), text=words_of(error))

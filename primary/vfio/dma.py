@@ -15,10 +15,10 @@ Laws
 * a map that the kernel refuses fails the growth, and leaves nothing of it mapped;
 * an unmap says how much it took: anything else than the whole map keeps the memory from everybody (its pages do not go), and is an error
   in the log;
+* what comes or goes while `start()` maps, or after `hold()`, waits for the end of that, and with it whoever brings or takes it;
 * with no-IOMMU nothing is mapped, and all memory must have physical addresses: `start()` refuses IOVA as VA.
 
-Who cleans up after a kill -9: the kernel, with the container. Threads: the loop's. Blocks: 10 us a map of one page; 10 ms a GiB of one that
-comes at `start()`, as measured in a virtual machine (docs/performance.md).
+Who cleans up after a kill -9: the kernel, with the container. Threads: the loop's. Blocks: 10 us a map of one page.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.primary.devices import DeviceMaps, FileRange
     from dpdkmem.primary.vfio.iommu import Iommu
+    from dpdkmem.primary.vfio.steps import Operation
     from dpdkmem.shared.model import ListInfo
 
 _LOG = logging.getLogger(__name__)
@@ -75,17 +76,20 @@ class DmaMaps:
         self._own: dict[int, _Entry] = {}  # by vaddr
         self._user: dict[int, _Entry] = {}  # by IOVA
         self._starts: list[int] = []  # sorted keys of _own
+        self._later: list[Callable[[], None]] | None = (
+            None  # what came or went while the container is another thread's
+        )
 
     def __str__(self) -> str:
         return "the VFIO container"
 
     # ---- life ----
 
-    def start(self, iommu: Iommu) -> None:
-        """Map all there is for a container that has its first device.
+    def start(self, iommu: Iommu) -> Operation:
+        """Map all there is for a container that has its first device: a part of an operation.
 
         Raises:
-            DpdkmemError: nothing is mapped; the container is to be closed.
+            DpdkmemError: the container is to be closed, and with it what is mapped in it.
         """
         if not iommu.translates and self._memory.control_info().iova_va:
             raise ConfigError(
@@ -93,12 +97,28 @@ class DmaMaps:
                 "with --iova-mode=pa"
             )
         self._iommu = iommu
-        present = self._devices.join(self)
+        self.hold()
+        entries: list[_Entry] = []
         try:
-            self._map_all(present, coalesce=True)
+            present = self._devices.join(self)
+            if iommu.translates:
+                for one in self._planned(present, coalesce=True):
+                    entries.append(one)  # noqa: PERF402 - one by one: what was pinned before a failure is unpinned
+                yield lambda: _map_each(iommu, entries)
         except DpdkmemError:
+            for entry in entries:
+                self._unpin(entry)
             self.stop()
             raise
+        for entry in entries:
+            self._add(entry)
+        later, self._later = self._later, None
+        for event in later or ():
+            event()
+
+    def hold(self) -> None:
+        """Let what comes or goes wait from now on: somebody else is at the container, until `stop()`."""
+        self._later = []
 
     def stop(self) -> None:
         """Forget the container, which is closed or about to be, and its maps with it; again does nothing."""
@@ -109,8 +129,8 @@ class DmaMaps:
         self._own.clear()
         self._user.clear()
         self._starts.clear()
-        self._iommu = None
-        self._devices.leave(self)
+        self._iommu = self._later = None
+        self._devices.leave(self)  # what came or went meanwhile waits no more
 
     @property
     def n_maps(self) -> int:
@@ -126,8 +146,11 @@ class DmaMaps:
 
     def map(self, ranges: Sequence[FileRange], done: Callable[[DpdkmemError | None], None]) -> None:
         """Map memory that comes."""
+        if self._later is not None:
+            self._later.append(lambda: self.map(ranges, done))
+            return
         try:
-            self._map_all(ranges, coalesce=False)
+            self._map_all(ranges)
         except DpdkmemError as error:
             done(error)
             return
@@ -135,6 +158,9 @@ class DmaMaps:
 
     def unmap(self, ranges: Sequence[FileRange], done: Callable[[], None]) -> None:
         """Unmap memory that goes, as far as it is mapped; what the kernel does not let go of stays everybody's loss, and ours to say."""
+        if self._later is not None:
+            self._later.append(lambda: self.unmap(ranges, done))
+            return
         entries = [entry for one in ranges for entry in self._in(one)]
         for entry in entries:
             self._take_away(entry)
@@ -191,7 +217,7 @@ class DmaMaps:
     # ---- how ----
 
     def _need_iommu(self) -> Iommu:
-        if self._iommu is None:
+        if self._iommu is None or self._later is not None:
             raise ResourceError(errno.ENODEV, "no device is open, so that there is no container to map in")
         if not self._iommu.translates:
             raise ResourceError(
@@ -233,23 +259,28 @@ class DmaMaps:
             "external memory with a descriptor",
         )
 
-    def _map_all(self, ranges: Sequence[FileRange], *, coalesce: bool) -> None:
+    def _map_all(self, ranges: Sequence[FileRange]) -> None:
         """Map ranges, all or none."""
         iommu = self._iommu
         if iommu is None or not iommu.translates:
             return
         made: list[_Entry] = []
         try:
-            for one, is_kept in self._plan(ranges, coalesce=coalesce):
-                pin = self._memory.pin(one.vaddr, one.n_bytes, PinKind.VFIO, "DMA map") if is_kept else None
-                entry = _Entry(one, pin)
+            for entry in self._planned(ranges, coalesce=False):
                 made.append(entry)
-                iommu.map(one)
+                iommu.map(entry.one)
                 self._add(entry)
         except DpdkmemError:
             for entry in made:
                 self._take_away(entry)
             raise
+
+    def _planned(self, ranges: Sequence[FileRange], *, coalesce: bool) -> Iterator[_Entry]:
+        """Yield the maps to make, pinned where they keep their memory from leaving."""
+        for one, is_kept in self._plan(ranges, coalesce=coalesce):
+            yield _Entry(
+                one, self._memory.pin(one.vaddr, one.n_bytes, PinKind.VFIO, "DMA map") if is_kept else None
+            )
 
     def _plan(self, ranges: Sequence[FileRange], *, coalesce: bool) -> Iterator[tuple[DmaMap, bool]]:
         """Yield the maps to make, and whether each is to keep its memory from leaving."""
@@ -319,6 +350,11 @@ class DmaMaps:
         if entry.pin_id is not None:
             self._memory.unpin(entry.pin_id)
             entry.pin_id = None
+
+
+def _map_each(iommu: Iommu, entries: Sequence[_Entry]) -> None:
+    for entry in entries:
+        iommu.map(entry.one)
 
 
 def _neighbours(ranges: Sequence[FileRange]) -> Iterator[list[FileRange]]:

@@ -170,6 +170,10 @@ class PciFunction:
             self.reset()
         self._fd.close()
 
+    def let_go(self) -> None:
+        """Close it and leave it running, for who has another descriptor of it."""
+        self._fd.close()
+
     def _place(self, index: int, offset: int, n: int) -> int:
         region = self.region(index)
         if not 0 <= offset <= region.n_bytes - n:

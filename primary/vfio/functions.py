@@ -1,14 +1,15 @@
 """The devices that the primary holds, and the one container, or address space, behind them.
 
-Owns who has which device, what may be had (`--allow`, `--block`), and the order: container -> group, device -> DMA maps; and back. The first device
-makes the container and maps all memory; with the last one both end.
+Owns who has which device, what may be had (`--allow`, `--block`, `--device-uid`), and the order: container -> group, device -> DMA maps; and back. The first
+device makes the container and maps all memory; with the last one both end. What the kernel takes its time for (a reset: some 100 ms; pinning all memory) is done
+step by step (steps.py), while the loop serves others.
 
 A device is held by somebody (`who`) inside the primary: a port, or a session that was handed the device (action.py). The host may want it back
 (an unbind): its holder is told, and has `_GIVE_BACK_S` before it is closed under him.
 
 Who cleans up after a kill -9: the kernel: DMA ends with the last descriptor of a device. A session that was handed a descriptor keeps the device alive
-by it, and with it the container's maps.
-Threads: the loop's. Blocks: opening and closing a device, some 100 ms; the first also maps all memory (dma.py).
+by it, and with it the container's maps. The same where the primary ends in order (`stop()`).
+Threads: the loop's. Blocks: `stop()`.
 """
 
 from __future__ import annotations
@@ -16,38 +17,44 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem.primary.loop import READABLE
 from dpdkmem.primary.vfio.dma import DmaMaps
 from dpdkmem.primary.vfio.function import PciFunction
 from dpdkmem.primary.vfio.ioas import AddressSpace
+from dpdkmem.primary.vfio.steps import Steps
 from dpdkmem.primary.vfio.type1 import Container
-from dpdkmem.shared.errors import ConfigError, DeviceBusy, DpdkmemError, NotPermitted
+from dpdkmem.shared.errors import ConfigError, DeviceBusy, DpdkmemError, NotPermitted, ResourceError
 from dpdkmem.shared.kinds import IommuKind
 from dpdkmem.shared.pci import DRIVER, PciAddress, find_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.primary.devices import DeviceMaps
     from dpdkmem.primary.loop import Loop
     from dpdkmem.primary.vfio.iommu import Iommu
+    from dpdkmem.primary.vfio.steps import Operation
     from dpdkmem.shared.config import DeviceConfig
+    from dpdkmem.shared.fds import Fd
     from dpdkmem.shared.pci import PciDevice
 
 _LOG = logging.getLogger(__name__)
 _GIVE_BACK_S: Final = 1.0
 
 
+@dataclass(slots=True, eq=False)
 class _Held:
     """A device and its holder."""
 
-    def __init__(self, function: PciFunction, give_back: Callable[[], None]) -> None:
-        self.function = function
-        self.give_back = give_back
-        self.request_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    function: PciFunction
+    give_back: Callable[[], None]
+    request_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    is_shared: bool = False
+    """Somebody else has a descriptor of it, or had."""
 
 
 class Functions:
@@ -57,14 +64,24 @@ class Functions:
         memory: of the primary.
         loop: for devices that the host wants back.
         devices: what is there.
-        config: what may be had, and how.
+        config: what may be had, how, and by whom.
+        uid_of: the user of a session, by owner id; None: it is over.
     """
 
-    def __init__(self, memory: PrimaryMemory, loop: Loop, devices: DeviceMaps, config: DeviceConfig) -> None:
+    def __init__(
+        self,
+        memory: PrimaryMemory,
+        loop: Loop,
+        devices: DeviceMaps,
+        config: DeviceConfig,
+        uid_of: Callable[[int], int | None],
+    ) -> None:
         self._loop = loop
         self._config = config
+        self._uid_of = uid_of
         self._iommu: Iommu | None = None
         self._held: dict[str, _Held] = {}
+        self._steps = Steps(loop)
         self.maps = DmaMaps(memory, devices)
 
     @property
@@ -77,17 +94,82 @@ class Functions:
         """What is behind them; None: none is open."""
         return self._iommu
 
-    def open(self, address: str, who: str, give_back: Callable[[], None]) -> PciFunction:
-        """Open a device; when this returns it reaches all memory, and nothing else.
+    def open(
+        self,
+        address: str,
+        who: str,
+        give_back: Callable[[], None],
+        done: Callable[[PciFunction | DpdkmemError], None],
+    ) -> None:
+        """Open a device; it reaches all memory then, and nothing else.
 
         Args:
             address: of PCI, with or without its domain.
             who: will have it, for people.
             give_back: called when the host wants it back: `close()` is to follow.
-
-        Raises:
-            DpdkmemError: with cause and cure; nothing has changed.
+            done: gets the device, or why there is none, with cause and cure; nothing has changed then.
         """
+        self._steps.add(self._open(address, who, give_back, done))
+
+    def close(self, function: PciFunction, then: Callable[[], None] = lambda: None) -> None:
+        """End a device's DMA, and close it; again does nothing. `then` is called when that is done."""
+        self._steps.add(self._close(function, then))
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether what devices reach is pinned for as long as one of them is open, whoever has it open."""
+        return self._iommu is not None and self._iommu.translates
+
+    def may_have(self, owner_id: int) -> bool:
+        """Tell whether a session may have a device's descriptor, with which it can have the device write anywhere in the memory."""
+        return self._uid_of(owner_id) in self._config.device_uids | {0, os.geteuid()}
+
+    def share(self, function: PciFunction) -> int:
+        """Return the device's descriptor, which stays ours, for somebody who keeps it going when the primary ends."""
+        self._held[function.address].is_shared = True
+        return function.fd
+
+    def outlives(self, function: PciFunction) -> bool:
+        """Tell whether a device goes on when the primary ends: somebody has it, and the container with it, which keeps the memory."""
+        held = self._held.get(function.address)
+        return held is not None and held.is_shared and self.keeps_memory
+
+    def stop(self) -> None:
+        """The primary ends: close all but what goes on without it; again does nothing."""
+        self._steps.stop()
+        for held in list(self._held.values()):
+            if self.outlives(held.function):
+                _LOG.warning(
+                    "%s goes on without the primary, driven by %s", held.function.address, held.function.who
+                )
+                held.function.let_go()
+            self.close(held.function)
+
+    # ---- operations ----
+
+    def _open(
+        self,
+        address: str,
+        who: str,
+        give_back: Callable[[], None],
+        done: Callable[[PciFunction | DpdkmemError], None],
+    ) -> Operation:
+        try:
+            function = yield from self._opened(address, who)
+        except DpdkmemError as error:
+            done(error)
+            return
+        held = self._held[function.address] = _Held(function, give_back)
+        function.on_request(held.request_fd)
+        self._loop.add(held.request_fd, READABLE, lambda _: self._on_request(held))
+        _LOG.info("%s (group %s) is open for %s", function.address, function.group, who)
+        if self._steps.is_over:
+            yield from self._closed(function)
+            done(ResourceError(errno.ESHUTDOWN, "the primary ends"))
+        else:
+            done(function)
+
+    def _opened(self, address: str, who: str) -> Generator[Callable[[], None], None, PciFunction]:
         wanted = PciAddress.parse(address)
         name = str(wanted)
         self._check_allowed(wanted)
@@ -99,47 +181,43 @@ class Functions:
             has = f"is driven by {device.driver}" if device.driver else "has no driver"
             raise ConfigError(f"{name} {has}; VFIO needs it bound to {DRIVER}: `dpdkmem vfio bind {name}`")
         iommu, is_new = self._container_for(device)
+        opened: list[tuple[Fd, str]] = []
         try:
-            fd, group = iommu.open(device)
+            yield lambda: opened.append(iommu.open(device))
         except DpdkmemError:
             if is_new:
                 iommu.close()
             raise
+        fd, group = opened[0]
         function = PciFunction(name, who, group, fd)
-        try:
-            if is_new:
-                self.maps.start(iommu)
-        except DpdkmemError:
-            function.close()
-            iommu.closed(name)
-            iommu.close()
-            raise
-        self._iommu = iommu
-        self._keep(function, give_back)
-        _LOG.info("%s (group %s) is open for %s, through %s", name, group, who, iommu.kind.value)
+        if is_new:
+            try:
+                yield from self.maps.start(iommu)
+            except DpdkmemError:
+                yield lambda: _end(iommu, function, is_last=True)
+                raise
+            self._iommu = iommu
         return function
 
-    def close(self, function: PciFunction) -> None:
-        """End a device's DMA, and close it; again does nothing."""
-        held = self._held.pop(function.address, None)
-        if held is None:
+    def _close(self, function: PciFunction, then: Callable[[], None]) -> Operation:
+        yield from self._closed(function)
+        then()
+
+    def _closed(self, function: PciFunction) -> Operation:
+        held, iommu = self._held.get(function.address), self._iommu
+        if held is None or held.function is not function or iommu is None:
             return
         self._loop.remove(held.request_fd)
-        function.close()
-        os.close(held.request_fd)
-        if self._iommu is None:
-            return
-        self._iommu.closed(function.address)
-        _LOG.info("%s is closed", function.address)
-        if not self._held:
-            self.maps.stop()
-            self._iommu.close()
+        is_last = len(self._held) == 1
+        if is_last:
             self._iommu = None
-
-    def stop(self) -> None:
-        """The primary ends: close all; again does nothing."""
-        for function in self.all:
-            self.close(function)
+            self.maps.hold()
+        yield lambda: _end(iommu, function, is_last=is_last)
+        if is_last:
+            self.maps.stop()
+        del self._held[function.address]
+        os.close(held.request_fd)
+        _LOG.info("%s is closed", function.address)
 
     def _check_allowed(self, address: PciAddress) -> None:
         if self._config.allow and address not in self._config.allow:
@@ -177,12 +255,6 @@ class Functions:
             return self._iommu.kind
         return IommuKind.TYPE1 if Container.is_here() else IommuKind.IOMMUFD
 
-    def _keep(self, function: PciFunction, give_back: Callable[[], None]) -> None:
-        held = _Held(function, give_back)
-        self._held[function.address] = held
-        function.on_request(held.request_fd)
-        self._loop.add(held.request_fd, READABLE, lambda _: self._on_request(held))
-
     def _on_request(self, held: _Held) -> None:
         """The host waits, in an unbind, for the device."""
         os.eventfd_read(held.request_fd)
@@ -195,3 +267,11 @@ class Functions:
         if self._held.get(held.function.address) is held:
             _LOG.warning("%s is taken from %s", held.function.address, held.function.who)
             self.close(held.function)
+
+
+def _end(iommu: Iommu, function: PciFunction, *, is_last: bool) -> None:
+    """End a device, and with the last one what is behind it. Blocks."""
+    function.close()
+    iommu.closed(function.address)
+    if is_last:
+        iommu.close()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from dpdkmem.primary.vfio import uapi
 from dpdkmem.primary.vfio.iommu import map_error
 from dpdkmem.primary.vfio.type1 import open_node
-from dpdkmem.shared.errors import Unsupported, errno_error
+from dpdkmem.shared.errors import DeviceBusy, Unsupported, errno_error
 from dpdkmem.shared.kinds import IommuKind
 
 if TYPE_CHECKING:
@@ -64,9 +64,12 @@ class AddressSpace:
             _, self._ranges = uapi.ioas_ranges(self._fd.fileno(), self._ioas)
         except OSError as error:
             fd.close()
-            raise errno_error(
-                error.errno or errno.EIO, f"{device.address} cannot be given to iommufd, as {name}"
-            ) from None
+            text = f"{device.address} cannot be given to iommufd, as {name}"
+            if error.errno in {errno.EINVAL, errno.EBUSY}:  # EINVAL: it is bound already, by whoever has it
+                raise DeviceBusy(
+                    errno.EBUSY, f"{text}: another process has it (`dpdkmem vfio status` names it)"
+                ) from None
+            raise errno_error(error.errno or errno.EIO, text) from None
         return fd, name
 
     def closed(self, address: str) -> None:

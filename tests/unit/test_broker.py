@@ -17,6 +17,7 @@ from dpdkmem.primary.loop import Loop
 from dpdkmem.primary.ports import broker as broker_module
 from dpdkmem.primary.ports.broker import Broker, _Made
 from dpdkmem.primary.ports.requests import PortOp
+from dpdkmem.shared.errors import ResourceError
 from dpdkmem.shared.fds import FdBundle, count_open_fds
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.primary.ports.broker import Transport
     from dpdkmem.primary.vfio.functions import Functions
+    from dpdkmem.shared.errors import DpdkmemError
 
 RECORD = 0x1000
 LOCK_WORD = 5
@@ -80,9 +82,14 @@ class Device:
     def __init__(self) -> None:
         self.taken: list[Callable[[str], None]] = []
         self.released: list[Callable[[], None]] = []
+        self.starts: list[Callable[[DpdkmemError | None], None]] = []
+        self.begins_later = False
 
-    def start(self) -> None:
-        """Nothing begins."""
+    def start(self, done: Callable[[DpdkmemError | None], None]) -> None:
+        if self.begins_later:
+            self.starts.append(done)
+        else:
+            done(None)
 
     def stop(self) -> None:
         """Nothing ends."""
@@ -168,6 +175,24 @@ def test_a_queue_is_for_who_has_the_port_open(world: World) -> None:
     assert world.ask(2, PortOp.TAKE) == [errno.EPERM]
     assert world.ask(2, PortOp.RELEASE) == world.ask(2, PortOp.FETCH) == [errno.ESTALE]
     assert world.device.taken == []
+
+
+def test_a_port_is_there_when_its_device_is_or_leaves_nothing(world: World) -> None:
+    world.device.begins_later = True
+    first, second = world.ask(1, PortOp.OPEN), world.ask(2, PortOp.OPEN)
+    while not world.device.starts:
+        world.loop.turn(1)
+    assert first == second == []
+    assert world.ask(1, PortOp.CLOSE) == [errno.EAGAIN]
+    world.device.starts.pop()(ResourceError(errno.EBUSY, "somebody has it"))
+    assert first == second == [errno.EBUSY]
+    assert world.tables.n_records == 0
+    again = world.ask(1, PortOp.OPEN)
+    while not world.device.starts:
+        world.loop.turn(1)
+    world.device.starts.pop()(None)
+    assert again == world.ask(1, PortOp.CLOSE) == [0]
+    assert world.tables.n_records == 0
 
 
 def test_a_queue_is_released_by_its_holder_only(world: World) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, cast
 
 import pytest
 
@@ -26,15 +28,18 @@ if TYPE_CHECKING:
 
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.primary.devices import DeviceMaps
+    from dpdkmem.primary.vfio.function import PciFunction
     from dpdkmem.primary.vfio.iommu import Iommu
+    from dpdkmem.primary.vfio.steps import Operation
 
+Answer: TypeAlias = tuple[int, bytes, int, str]
 ONE, TWO, PLAIN, OTHER = "0000:01:00.0", "0000:02:00.0", "0000:03:00.0", "0000:04:00.0"
 
 
 class FakeFunction:
     def __init__(self, address: str, who: str, group: str, fd: Fd) -> None:
         self.address, self.who, self.group, self._fd = address, who, group, fd
-        self.is_closed = False
+        self.is_closed = self.is_let_go = False
 
     @property
     def fd(self) -> int:
@@ -52,13 +57,22 @@ class FakeFunction:
         return DeviceRegion(index, 7, index << 40, 4096 if index in {0, 7} else 0)
 
     def close(self) -> None:
-        self.is_closed = True
+        if not self.is_let_go:
+            self.is_closed = True
+            self._fd.close()
+
+    def let_go(self) -> None:
+        self.is_let_go = True
         self._fd.close()
 
 
 class FakeContainer:
     made: ClassVar[list[FakeContainer]] = []
     fails = False
+    translates = True
+    begins = threading.Event()
+    goes_on = threading.Event()
+    """The kernel takes its time, until this is set."""
 
     def __init__(self, kind: IommuKind, _token: object) -> None:
         self.kind, self.devices, self.is_closed = kind, list[str](), False
@@ -69,6 +83,8 @@ class FakeContainer:
         return True
 
     def open(self, device: PciDevice) -> tuple[Fd, str]:
+        FakeContainer.begins.set()
+        assert FakeContainer.goes_on.wait(10)
         if FakeContainer.fails:
             raise ResourceError(errno.EBUSY, "somebody has it")
         self.devices.append(str(device.address))
@@ -88,10 +104,14 @@ class FakeMaps:
         self.fails = False
         self.user: dict[int, int] = {}
 
-    def start(self, iommu: Iommu) -> None:
+    def start(self, iommu: Iommu) -> Operation:
+        yield lambda: None
         if self.fails:
             raise ConfigError("not all memory can be mapped")
         self.started.append(iommu)
+
+    def hold(self) -> None:
+        self.user.clear()
 
     def stop(self) -> None:
         self.n_stopped += 1
@@ -110,15 +130,30 @@ class World:
     def __init__(self, config: DeviceConfig) -> None:
         self.errors: list[BaseException] = []
         self.loop = Loop(self.errors.append)
-        self.functions = Functions(cast("PrimaryMemory", None), self.loop, cast("DeviceMaps", None), config)
-        self.maps = cast("FakeMaps", self.functions.maps)
         self.uids = {5: os.geteuid(), 6: os.geteuid(), 7: 12345}
-        self.action = DeviceAction(self.functions, self.uids.get, config.device_uids)
+        self.functions = Functions(
+            cast("PrimaryMemory", None), self.loop, cast("DeviceMaps", None), config, self.uids.get
+        )
+        self.maps = cast("FakeMaps", self.functions.maps)
+        self.action = DeviceAction(self.functions, self.uids.get)
         self.lives = True
 
-    def ask(self, owner_id: int, question: DeviceQuestion | bytes) -> tuple[int, bytes, int, str]:
+    def turn_until(self, is_so: Callable[[], object]) -> None:
+        until = time.monotonic() + 10
+        while not is_so():
+            assert time.monotonic() < until
+            self.loop.turn(0.1)
+
+    def ask(self, owner_id: int, question: DeviceQuestion | bytes) -> Answer:
         """Returns status, bytes, number of descriptors and words."""
-        answers: list[tuple[int, bytes, int, str]] = []
+        answers = self.begin(owner_id, question)
+        self.turn_until(lambda: answers)
+        assert len(answers) == 1
+        return answers[0]
+
+    def begin(self, owner_id: int, question: DeviceQuestion | bytes) -> list[Answer]:
+        """Returns where the answer will stand."""
+        answers: list[Answer] = []
 
         def reply(status: int, param: bytes = b"", fds: Sequence[int] = (), text: str = "") -> bool:
             answers.append((status, param, len(fds), text))
@@ -129,12 +164,25 @@ class World:
         try:
             self.action.handle(who, param, FdBundle(), reply)
         except RefusedError as refused:
-            return refused.number, b"", 0, str(refused)
-        assert len(answers) == 1
-        return answers[0]
+            answers.append((refused.number, b"", 0, str(refused)))
+        return answers
 
-    def open(self, owner_id: int, address: str = ONE) -> tuple[int, bytes, int, str]:
+    def open(self, owner_id: int, address: str = ONE) -> Answer:
         return self.ask(owner_id, DeviceQuestion(DeviceOp.OPEN, address))
+
+    def hold(self, address: str, who: str, give_back: Callable[[], None] = lambda: None) -> FakeFunction:
+        """Somebody in the primary opens a device."""
+        outcomes: list[PciFunction | DpdkmemError] = []
+        self.functions.open(address, who, give_back, outcomes.append)
+        self.turn_until(lambda: outcomes)
+        if isinstance(outcomes[0], DpdkmemError):
+            raise outcomes[0]
+        return cast("FakeFunction", outcomes[0])
+
+    def die(self, owner_id: int) -> None:
+        ended: list[int] = []
+        self.action.dying(owner_id, lambda: ended.append(1))
+        self.turn_until(lambda: ended)
 
 
 def has_ended(i: int) -> bool:
@@ -152,6 +200,8 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[DeviceConfig], W
         )
 
     FakeContainer.made, FakeContainer.fails = [], False
+    FakeContainer.begins.clear()
+    FakeContainer.goes_on.set()
     monkeypatch.setattr(functions_module, "find_device", find)
     monkeypatch.setattr(functions_module, "Container", FakeContainer)
     monkeypatch.setattr(functions_module, "PciFunction", FakeFunction)
@@ -191,11 +241,11 @@ def test_a_device_is_one_session_s_at_a_time(world: World) -> None:
 def test_one_container_from_the_first_device_to_the_last(world: World) -> None:
     assert world.open(5, ONE)[0] == world.open(6, TWO)[0] == 0
     assert len(FakeContainer.made) == len(world.maps.started) == 1
-    world.action.dying(5)
+    world.die(5)
     assert FakeContainer.made[0].devices == [TWO]
     assert not has_ended(0)
-    world.action.dying(6)
-    world.action.dying(6)
+    world.die(6)
+    world.die(6)
     assert has_ended(0)
     assert world.maps.n_stopped == 1
     assert world.functions.iommu is None
@@ -218,8 +268,56 @@ def test_a_first_device_that_fails_leaves_nothing(world: World) -> None:
 def test_who_does_not_wait_any_more_gets_nothing(world: World) -> None:
     world.lives = False
     world.open(5)
-    assert world.functions.all == []
+    world.turn_until(lambda: not world.functions.all)
     assert has_ended(0)
+
+
+def test_while_the_kernel_takes_its_time_others_are_served_and_what_follows_waits(world: World) -> None:
+    FakeContainer.goes_on.clear()
+    first = world.begin(5, DeviceQuestion(DeviceOp.OPEN, ONE))
+    second = world.begin(6, DeviceQuestion(DeviceOp.OPEN, ONE))
+    served: list[int] = []
+    world.loop.call_later(0.0, lambda: served.append(1))
+    world.turn_until(lambda: served)
+    assert FakeContainer.begins.wait(10)
+    assert first == second == []
+    FakeContainer.goes_on.set()
+    world.turn_until(lambda: second)
+    assert (first[0][0], second[0][0]) == (0, errno.EBUSY)
+    closed = world.begin(5, DeviceQuestion(DeviceOp.CLOSE, ONE))
+    assert world.open(6)[0] == 0, "after it was closed"
+    assert closed[0][0] == 0
+    assert len(FakeContainer.made) == 2
+
+
+def test_the_primary_ends_while_a_device_is_opened(world: World) -> None:
+    FakeContainer.goes_on.clear()
+    answers = world.begin(5, DeviceQuestion(DeviceOp.OPEN, ONE))
+    late = world.begin(6, DeviceQuestion(DeviceOp.OPEN, TWO))
+    assert FakeContainer.begins.wait(10)
+    threading.Timer(0.05, FakeContainer.goes_on.set).start()
+    world.functions.stop()
+    assert [answers[0][0], late[0][0]] == [errno.ESHUTDOWN] * 2
+    assert world.functions.all == []
+    assert all(one.is_closed for one in FakeContainer.made)
+
+
+def test_what_a_session_has_goes_on_when_the_primary_ends_and_all_else_is_stopped(world: World) -> None:
+    assert world.open(5, ONE)[0] == 0
+    handed = cast("FakeFunction", world.functions.all[0])
+    own = world.hold(TWO, "port p")
+    world.functions.stop()
+    assert (handed.is_let_go, handed.is_closed) == (True, False)
+    assert (own.is_let_go, own.is_closed) == (False, True)
+    assert has_ended(0), "for us"
+
+
+def test_without_an_iommu_nothing_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeContainer, "translates", False)
+    assert world.open(5, OTHER)[0] == 0
+    handed = cast("FakeFunction", world.functions.all[0])
+    world.functions.stop()
+    assert (handed.is_let_go, handed.is_closed) == (False, True)
 
 
 def test_what_is_not_bound_or_of_another_kind(world: World) -> None:
@@ -235,7 +333,7 @@ def test_what_is_not_bound_or_of_another_kind(world: World) -> None:
 def test_configuration_says_which_and_who(make: Callable[[DeviceConfig], World]) -> None:
     allowed = make(DeviceConfig(allow=frozenset({PciAddress.parse(TWO)})))
     with pytest.raises(NotPermitted, match="--allow"):
-        allowed.functions.open(ONE, "somebody", lambda: None)
+        allowed.hold(ONE, "somebody")
     blocked = make(DeviceConfig(block=frozenset({PciAddress.parse(ONE)})))
     assert blocked.open(5, ONE)[0] == errno.EPERM
     assert blocked.open(5, TWO)[0] == 0
@@ -255,7 +353,7 @@ def test_user_maps_are_their_session_s_and_go_with_it(world: World) -> None:
     assert world.ask(6, question)[0] == 0
     unmap = DeviceQuestion(DeviceOp.DMA_UNMAP, "", 0, 1 << 20, 8192)
     assert world.ask(5, unmap)[0] == errno.ENOENT
-    world.action.dying(6)
+    world.die(6)
     assert world.maps.user == {}
     assert world.ask(6, question)[0] == 0
     assert world.ask(6, unmap)[0] == 0
@@ -267,13 +365,12 @@ def test_the_host_gets_a_device_back(world: World, monkeypatch: pytest.MonkeyPat
     world.open(5)
     function = cast("FakeFunction", world.functions.all[0])
     os.eventfd_write(function.request_fd, 1)
-    world.loop.turn(1.0)
+    world.turn_until(lambda: not world.functions.all)
     assert function.is_closed
-    assert world.functions.all == []
     assert world.ask(5, DeviceQuestion(DeviceOp.CLOSE, ONE))[0] == errno.ENOENT
 
     given: list[int] = []
-    stubborn = cast("FakeFunction", world.functions.open(TWO, "a port", lambda: given.append(1)))
+    stubborn = world.hold(TWO, "a port", lambda: given.append(1))
     os.eventfd_write(stubborn.request_fd, 1)
     while not stubborn.is_closed:
         world.loop.turn(1.0)
@@ -292,8 +389,8 @@ def test_what_is_no_answer(data: bytes) -> None:
 
 
 def test_a_busy_device_is_an_error_of_its_kind(world: World) -> None:
-    world.functions.open(ONE, "port p", lambda: None)
+    world.hold(ONE, "port p")
     with pytest.raises(DeviceBusy, match="by port p"):
-        world.functions.open("01:00.0", "port q", lambda: None)
+        world.hold("01:00.0", "port q")
     with pytest.raises(DpdkmemError, match="no PCI address"):
-        world.functions.open("eth0", "port q", lambda: None)
+        world.hold("eth0", "port q")

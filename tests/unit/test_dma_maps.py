@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from dpdkmem.primary.devices import DeviceMaps, FileRange
+from dpdkmem.primary.loop import Timer
 from dpdkmem.primary.vfio.dma import DmaMaps
 from dpdkmem.primary.vfio.iommu import DmaMap, map_error
 from dpdkmem.primary.vfio.uapi import IovaRange
-from dpdkmem.shared.errors import ConfigError, LimitExceeded, ResourceError
+from dpdkmem.shared.errors import ConfigError, DpdkmemError, LimitExceeded, ResourceError
 from dpdkmem.shared.kinds import IommuKind
 from dpdkmem.shared.model import SegRun, SegState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dpdkmem.native import PrimaryMemory
     from dpdkmem.primary.loop import Loop
     from dpdkmem.primary.vfio.iommu import Iommu
-    from dpdkmem.shared.errors import DpdkmemError
 
 PAGE = 2 << 20
 BASE = 1 << 32
@@ -107,15 +107,29 @@ class FakeIommu:
         return n_bytes
 
 
+class FakeLoop:
+    """Time stands still."""
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        return Timer(delay_s, 0, callback)
+
+
 class World:
     def __init__(self, memory: FakeMemory) -> None:
         self.memory = memory
-        self.devices = DeviceMaps(cast("Loop", None))
+        self.devices = DeviceMaps(cast("Loop", FakeLoop()))
         self.iommu = FakeIommu()
         self.maps = DmaMaps(cast("PrimaryMemory", memory), self.devices)
 
-    def start(self) -> None:
-        self.maps.start(cast("Iommu", self.iommu))
+    def start(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """What happens meanwhile comes before the slow step is over."""
+        operation = self.maps.start(cast("Iommu", self.iommu))
+        for slow in operation:
+            meanwhile()
+            try:
+                slow()
+            except DpdkmemError as error:
+                operation.throw(error)
 
     def grow(self, first: int, n: int) -> DpdkmemError | None:
         outcomes: list[DpdkmemError | None] = []
@@ -190,11 +204,57 @@ def test_a_start_that_fails_maps_nothing_and_pins_nothing() -> None:
     world.iommu.most = 3
     with pytest.raises(LimitExceeded):
         world.start()
-    assert not world.iommu.maps
     assert not world.memory.pins
+    assert (world.maps.n_maps, world.maps.mapped_bytes) == (0, 0)
+    assert world.grow(6, 1) is None, "it takes no part"
+    assert world.shrink(6, 1)
+    world.iommu.maps.clear()  # the container is closed
     world.iommu.most = 9
     world.start()
     assert world.sizes() == [2, 1, 1, 1, 1]
+
+
+def test_what_comes_and_goes_while_all_is_mapped_waits_for_that() -> None:
+    world = World(FakeMemory(n_minimum=2))
+    world.grow(0, 5)
+    grown: list[DpdkmemError | None] = []
+    gone: list[int] = []
+
+    def meanwhile() -> None:
+        world.devices.map(segments(8, 2), grown.append)
+        world.devices.unmap(segments(3, 1), lambda: gone.append(3))
+        world.devices.unmap(segments(8, 1), lambda: gone.append(8))
+        assert not grown
+        assert not gone
+        with pytest.raises(ResourceError) as refused:
+            world.maps.user_map(BASE, 1 << 20, 4096)
+        assert refused.value.errno == errno.ENODEV
+
+    world.start(meanwhile)
+    assert grown == [None]
+    assert gone == [3, 8]
+    assert sorted(world.iommu.maps) == [BASE, *(BASE + seg * PAGE for seg in (2, 4, 9))]
+    world.maps.hold()
+    world.devices.unmap(segments(9, 1), lambda: gone.append(9))
+    assert gone == [3, 8]
+    assert BASE + 9 * PAGE in world.iommu.maps, "the container is somebody else's"
+    world.maps.stop()
+    assert gone == [3, 8, 9]
+
+
+def test_what_waits_goes_on_when_the_start_fails() -> None:
+    world = World(FakeMemory())
+    world.grow(0, 3)
+    world.iommu.most = 1
+    answers: list[DpdkmemError | None] = []
+
+    def meanwhile() -> None:
+        world.devices.map(segments(8, 2), answers.append)
+        world.devices.unmap(segments(2, 1), lambda: answers.append(None))
+
+    with pytest.raises(LimitExceeded):
+        world.start(meanwhile)
+    assert answers == [None, None]
 
 
 def test_memory_that_the_kernel_keeps_mapped_is_given_to_nobody(caplog: pytest.LogCaptureFixture) -> None:

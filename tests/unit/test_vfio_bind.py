@@ -20,6 +20,9 @@ NIC = PciAddress.parse("01:00.0")
 OTHER = PciAddress.parse("0000:01:00.1")
 
 
+HANDED = "anon_inode:[vfio-device]"
+
+
 class Host:
     """Two network devices of one IOMMU group, both driven by igb."""
 
@@ -87,10 +90,14 @@ class Host:
     def writes(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
 
-    def process(self, pid: int, command: str, target: str) -> None:
+    def process(self, pid: int, command: str, *targets: Path | str) -> None:
+        """Descriptors from 3 on: paths below the root, or the kernel's words for what has none."""
         self.put(f"proc/{pid}/comm", f"{command}\n")
         (self.root / f"proc/{pid}/fd").mkdir()
-        (self.root / f"proc/{pid}/fd/3").symlink_to(self.root / target)
+        for fd, target in enumerate(targets, 3):
+            (self.root / f"proc/{pid}/fd/{fd}").symlink_to(
+                self.root / target if isinstance(target, Path) else target
+            )
 
     def route(self, line: str) -> None:
         with (self.root / "proc/net/route").open("a") as file:
@@ -235,14 +242,41 @@ def test_a_group_with_the_hosts_devices_is_refused_unless_forced(host: Host, sai
 
 def test_who_has_it_open_is_named_and_force_is_no_cure(host: Host, said: list[str]) -> None:
     binder(host, said).bind(NIC)
-    host.process(31, "dpdkmem-primary", "dev/vfio/7")
-    host.process(32, "bystander", "dev/vfio/vfio")
+    host.process(31, "dpdkmem-primary", Path("dev/vfio/7"))
+    host.process(32, "bystander", Path("dev/vfio/vfio"))
     with pytest.raises(DeviceBusy, match=r"dpdkmem-primary \(process 31\)"):
         binder(host, said).unbind(NIC)
     assert driver_of(host) == "vfio-pci"
     report = vfio_report([NIC], host.roots)
-    assert report["devices"][0]["holders"] == [{"pid": 31, "command": "dpdkmem-primary"}]
+    assert report["devices"][0]["holders"] == [{"pid": 31, "command": "dpdkmem-primary", "is_certain": True}]
     assert "dpdkmem-primary (31)" in "\n".join(vfio_lines(report, Style()))
+
+
+def test_who_was_handed_a_device_is_named_if_the_kernel_says_which(
+    host: Host, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binder(host, said).bind(NIC)
+    host.process(31, "one", "anon_inode:[eventfd]", HANDED, HANDED)
+    host.put("proc/31/fdinfo/5", f"pos:\t0\nvfio-device-syspath: /sys/devices/pci0000:00/{NIC}\n")
+    host.process(32, "other", HANDED)
+    host.put("proc/32/fdinfo/3", f"pos:\t0\nvfio-device-syspath: /sys/devices/pci0000:00/{OTHER}\n")
+    host.process(33, "some", HANDED)
+    host.put("proc/33/fdinfo/3", "pos:\t0\n")
+    report = vfio_report([NIC], host.roots)
+    assert [(one["pid"], one["is_certain"]) for one in report["devices"][0]["holders"]] == [
+        (31, True),
+        (33, False),
+    ]
+    assert "one (31), some (33) perhaps" in "\n".join(vfio_lines(report, Style()))
+    with pytest.raises(DeviceBusy, match=r"by one \(process 31\):"):
+        binder(host, said).unbind(NIC)
+    shutil.rmtree(host.root / "proc/31")
+    monkeypatch.setattr(vfio_bind, "_is_busy", lambda node: node.name == "7")
+    with pytest.raises(DeviceBusy, match=r"by some \(process 33\):"):
+        binder(host, said).unbind(NIC)
+    monkeypatch.setattr(vfio_bind, "_is_busy", lambda _: False)
+    binder(host, said).unbind(NIC)
+    assert driver_of(host) == "igb"
 
 
 def test_without_an_iommu_only_what_asks_for_it(host: Host, said: list[str]) -> None:

@@ -85,7 +85,7 @@ class Front:
             BackSpec("p", str(path), is_server=True, n_queues=1, features=FEATURES),
             (self.nudge,),
         )
-        self.port.start()
+        self.port.start(lambda _: None)
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(str(path))
         self.socket.settimeout(0)

@@ -12,6 +12,7 @@ import pytest
 
 from dpdkmem.native.port_primary import QueueView, RingPlace
 from dpdkmem.primary.devices import DeviceMaps, FileRange
+from dpdkmem.primary.ipc_directory import RefusedError
 from dpdkmem.primary.ports.virtio_pci import PairState, PciPort, PciSpec
 from dpdkmem.primary.vfio.virtio_regs import VirtioRegisters
 from dpdkmem.shared.errors import ConfigError, ResourceError, Unsupported
@@ -312,15 +313,35 @@ class FakeFunctions:
     def __init__(self, device: FakeDevice) -> None:
         self.device, self.iommu, self.n_closed = device, Iommu(), 0
         self.give_back: Callable[[], None] = lambda: None
+        self.keeps_memory = True
+        self.sharers: list[int] = []
 
-    def open(self, address: str, who: str, give_back: Callable[[], None]) -> PciFunction:
+    def open(
+        self,
+        address: str,
+        who: str,
+        give_back: Callable[[], None],
+        done: Callable[[PciFunction | DpdkmemError], None],
+    ) -> None:
         assert (address, who) == (ADDRESS, "port p")
         self.give_back = give_back
-        return cast("PciFunction", self.device)
+        done(cast("PciFunction", self.device))
 
-    def close(self, function: PciFunction) -> None:
+    def close(self, function: PciFunction, then: Callable[[], None]) -> None:
         assert cast("FakeDevice", function) is self.device
         self.n_closed += 1
+        then()
+
+    def may_have(self, owner_id: int) -> bool:
+        return owner_id == 7
+
+    def share(self, function: PciFunction) -> int:
+        assert cast("FakeDevice", function) is self.device
+        self.sharers.append(1)
+        return 99
+
+    def outlives(self, _function: PciFunction) -> bool:
+        return bool(self.sharers)
 
 
 class World:
@@ -339,8 +360,15 @@ class World:
             0, spec, self.eventfds, 0x7000_0010,
         )  # fmt: skip
 
+    def begin(self) -> DpdkmemError | None:
+        """Returns why it does not begin."""
+        outcomes: list[DpdkmemError | None] = []
+        self.port.start(outcomes.append)
+        assert len(outcomes) == 1
+        return outcomes[0]
+
     def start(self) -> None:
-        self.port.start()
+        assert self.begin() is None
         self.loop.turn()
 
     def take(self, i: int, chunk: int = 0x5000) -> str:
@@ -422,8 +450,9 @@ def test_what_a_device_lacks_is_told(
     device: FakeDevice, n_queues: int, kind: type[DpdkmemError], words: str
 ) -> None:
     world = World(device, n_queues=n_queues)
-    with pytest.raises(kind, match=words):
-        world.port.start()
+    error = world.begin()
+    assert isinstance(error, kind)
+    assert words in str(error)
     assert world.functions.n_closed == 1
     assert not world.is_up()
     world.close()
@@ -431,8 +460,9 @@ def test_what_a_device_lacks_is_told(
 
 def test_a_device_that_refuses_features_or_is_none(world: World) -> None:
     world.device.refuses = MRG_RXBUF
-    with pytest.raises(Unsupported, match="features"):
-        world.port.start()
+    error = world.begin()
+    assert isinstance(error, Unsupported)
+    assert "features" in str(error)
     world.device.ids = 0x8086, 0x1521
     with pytest.raises(ConfigError, match="8086:1521, no virtio network device"):
         VirtioRegisters(world.device)
@@ -540,7 +570,7 @@ def test_a_device_that_does_not_answer_the_control_queue_stays_down(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.tables.answer = None
-    world.port.start()
+    assert world.begin() is None
     for _ in range(1100):
         world.loop.turn()
     assert not world.is_up()
@@ -597,3 +627,34 @@ def test_a_reset_that_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ResourceError) as failure:
         VirtioRegisters(Dead()).reset()
     assert failure.value.errno == errno.ETIMEDOUT
+
+
+def test_who_may_have_the_device_keeps_it_going_when_the_primary_ends(world: World) -> None:
+    world.start()
+    assert world.take(0) == ""
+    with pytest.raises(RefusedError, match="may not be had") as refused:
+        world.port.fetch(0, 1, 8)
+    assert refused.value.number == errno.EPERM
+    with pytest.raises(RefusedError, match="nothing numbered 2"):
+        world.port.fetch(0, 2, 7)
+    assert world.port.fetch(0, 1, 7) == ((), (99,))
+    epochs = list(world.tables.epochs)
+    world.port.stop()
+    assert world.functions.n_closed == 0
+    assert world.device.status & 4, "it has not been reset"
+    assert world.tables.epochs == epochs
+    assert world.is_up()
+    world.close()
+
+
+def test_a_device_that_nobody_keeps_ends_with_the_primary(world: World) -> None:
+    world.start()
+    world.functions.keeps_memory = False
+    with pytest.raises(RefusedError):
+        world.port.fetch(0, 1, 7)
+    world.port.stop()
+    assert world.functions.n_closed == 1
+    assert world.device.status == 0
+    with pytest.raises(RefusedError, match="is not there"):
+        world.port.fetch(0, 1, 7)
+    world.close()

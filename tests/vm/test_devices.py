@@ -6,6 +6,7 @@ real.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from harness import DEADLINE_SECONDS, GIB, MIB, PAGE, Crew, RemoteFailure, start_primary, wait_until
+from harness import DEADLINE_SECONDS, GIB, MIB, PAGE, Crew, RemoteFailure, run_cli, start_primary, wait_until
 from lab_pci import EDU, EDU_BYTES, ENTRY_LIMIT, NICS, bound
 
 if TYPE_CHECKING:
@@ -378,19 +379,25 @@ def test_a_killed_driver_is_stopped_before_its_memory_is_anybodys(crew: Crew) ->
 
 
 @pytest.mark.machine("vtd")
-def test_dma_goes_on_when_the_primary_is_killed(crew: Crew) -> None:
-    with start_primary("--in-memory") as primary:
+@pytest.mark.parametrize("iommu", ["type1", "iommufd"])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_dma_goes_on_when_the_primary_has_gone(crew: Crew, end: signal.Signals, iommu: str) -> None:
+    wish = f"--vfio-iommu={iommu}"
+    with start_primary("--in-memory", wish) as primary:
         one, other = crew.attach(2)
         vaddr = one.malloc(2 * MIB)
         drive(one)
-        primary.process.send_signal(signal.SIGKILL)
-        primary.process.wait()
         one.fill(vaddr, EDU_BYTES, 0x66)
-        one.run(f"e.pull({vaddr}); e.push({vaddr + MIB})")
-        assert one.holds(vaddr + MIB, EDU_BYTES, 0x66)
-        with start_primary("--in-memory", prefix="next"):
+        one.run(f"e.pull({vaddr})")
+        primary.process.send_signal(end)
+        primary.process.wait()
+        one.run(f"e.push({vaddr + MIB})")
+        assert one.holds(vaddr + MIB, EDU_BYTES, 0x66), "the device was not reset"
+        with start_primary("--in-memory", wish, prefix="next"):
             (two,) = crew.attach(1, "next")
             assert refused(two, f"m.device_open({EDU!r})").kind == "DeviceBusy"
+            holders = json.loads(run_cli("vfio", "status", "--json", EDU).stdout)["devices"][0]["holders"]
+            assert one.pid in {holder["pid"] for holder in holders}
             hand_back(one)
             one.kill()
             drive(two)

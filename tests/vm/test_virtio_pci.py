@@ -5,6 +5,8 @@ Every packet is numbered and checksummed (c_port.c). The wire may drop what its 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import subprocess
 import time
@@ -192,6 +194,22 @@ def test_without_queue_reset_it_is_in_quarantine_until_the_device_stops(
         one.result()
 
 
+@pytest.mark.machine("vtd39")
+def test_the_command_ends_well_though_its_queue_is_in_quarantine(primary: Primary, workers: Workers) -> None:
+    more = ",queues=2"
+    kept = workers.start(mode="rxonly", port=B + more, queue=0, sleep_us=2000).ready()
+    done = run_cli(
+        "worker", "--file-prefix=t", f"--port={B}{more}", "--queue=1", "--pool=packets", "--mode=rxonly", "--duration=1", "--json"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "is in quarantine" in done.stderr
+    assert json.loads(done.stdout)
+    assert row(primary, NICS[1], 1)["state"] == "quarantine"
+    kept.end()
+    kept.result()
+    wait_until(lambda: row(primary, NICS[1], 1)["state"] == "free", "the device let go")
+
+
 @pytest.mark.machine("vtd")
 def test_memory_comes_and_goes_under_traffic(primary: Primary, workers: Workers) -> None:
     receiver = workers.start(
@@ -216,20 +234,52 @@ def test_memory_comes_and_goes_under_traffic(primary: Primary, workers: Workers)
 
 
 @pytest.mark.machine("vtd")
-def test_a_killed_primary_s_devices_are_the_next_one_s(program: Path) -> None:
-    for life in range(2):
-        with start_primary(*MEMORY) as primary, dpdkmem.attach("t", name="tests") as one:
-            crew = Workers(program, str(one.socket_path))
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_packets_cross_on_without_the_primary_and_the_next_one_gets_the_devices(
+    program: Path, end: signal.Signals
+) -> None:
+    with start_primary(*MEMORY) as primary, dpdkmem.attach("t", name="tests") as one:
+        crew = Workers(program, str(one.socket_path))
+        try:
             receiver = crew.start(
                 mode="rxonly", port=B, n_flows=1, flows="got", sleep_us=2000, patience=10
             ).ready()
-            sent = send(crew, A, 200)
-            wait_until(partial(_have_come, crew, 1, "got", sent), "all that was sent")
-            if life == 0:
-                primary.process.send_signal(signal.SIGKILL)
-                primary.process.wait()
+            sender = crew.start(mode="txonly", port=A, packets=3000, interval_us=2000, patience=10).ready()
+            wait_until(lambda: crew.check(1)["packets"] >= 100, "they are at it")
+            primary.process.send_signal(end)
+            primary.process.wait()
+            with start_primary(*MEMORY, prefix="next"):
+                path = str(one.socket_path).replace("/t/", "/next/")
+                with contextlib.closing(Workers(program, path)) as others:
+                    _, text = others.start(mode="rxonly", port=B).refusal()
+                assert "dpdkmem vfio status" in text
+            sent = sender.result()
+            time.sleep(1)
+            receiver.end()
+            got = receiver.result()
+            assert sent["tx"] + sent["dropped"] == 3000
+            assert (got["rx"], got["corrupt"], got["alien"], got["duplicates"]) == (sent["tx"], 0, 0, 0)
+        finally:
             crew.close()
-            del receiver
+    with start_primary(*MEMORY), dpdkmem.attach("t", name="tests") as one:
+        crew = Workers(program, str(one.socket_path))
+        receiver = crew.start(
+            mode="rxonly", port=B, n_flows=1, flows="got", sleep_us=2000, patience=10
+        ).ready()
+        sent_now = send(crew, A, 200)
+        wait_until(partial(_have_come, crew, 1, "got", sent_now), "all that was sent")
+        crew.close()
+        del receiver
+
+
+@pytest.mark.machine("vtd")
+def test_the_host_gets_back_a_device_whose_workers_run(primary: Primary, workers: Workers) -> None:
+    receiver = workers.start(mode="rxonly", port=B, sleep_us=2000).ready()
+    unbind = subprocess.Popen(["sh", "-c", f"echo {NICS[1]} >/sys/bus/pci/drivers/vfio-pci/unbind"])
+    assert unbind.wait(20) == 0, "they let go of it"
+    assert primary.counters()["devices.open"] == 0
+    receiver.end()
+    receiver.result()
 
 
 @pytest.mark.machine("vtd")

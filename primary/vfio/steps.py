@@ -1,0 +1,102 @@
+"""Operations on devices, one at a time and in order: their slow steps on a thread of their own, all else on the loop.
+
+An operation is a generator. What it yields is called on the thread, and the operation goes on when that has returned; what it raised is raised at
+the `yield`. So an operation reads as if it blocked, and nobody else waits for it.
+
+    def closing() -> Operation:
+        yield function.reset
+        ...
+
+Laws: an operation begins when the one before it has ended; it does not raise, but answers who asked by what it was given.
+Threads: the loop's; a step touches only what the loop leaves alone meanwhile. Blocks: `stop()`, until all is done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from dpdkmem.primary.loop import Loop
+
+Operation: TypeAlias = Generator[Callable[[], None], None, None]
+
+
+class Steps:
+    """The operations.
+
+    Args:
+        loop: for what is not slow.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dm-vfio")
+        self._waiting: deque[Operation] = deque()
+        self._running: Operation | None = None
+        self._step: Future[None] | None = None
+        self.is_over = False
+        """`stop()` was called: an operation has nobody to serve any more. From then on all of it runs where it is called."""
+
+    def add(self, operation: Operation) -> None:
+        """Run an operation when those before it have ended."""
+        self._waiting.append(operation)
+        if self._running is None:
+            self._advance(None)
+
+    def stop(self) -> None:
+        """Run what there is to its end; again does nothing."""
+        self.is_over = True
+        step, self._step = self._step, None
+        if step is not None:
+            self._advance(step)
+        self._thread.shutdown(wait=True)
+
+    def _advance(self, done: Future[None] | None) -> None:
+        """Go on with what a step came to, up to the next slow step, or until nothing is left to do."""
+        while True:
+            if self._running is None:
+                if not self._waiting:
+                    return
+                self._running = self._waiting.popleft()
+            try:
+                slow = _resume(self._running, done)
+            except StopIteration:
+                self._running = done = None
+                continue
+            except BaseException:
+                self._running = None
+                self._loop.call_soon_threadsafe(lambda: self._advance(None))
+                raise
+            if not self.is_over:
+                self._submit(slow)
+                return
+            done = _call(slow)
+
+    def _submit(self, slow: Callable[[], None]) -> None:
+        step = self._step = self._thread.submit(slow)
+        step.add_done_callback(lambda _: self._loop.call_soon_threadsafe(lambda: self._on_done(step)))
+
+    def _on_done(self, step: Future[None]) -> None:
+        if step is self._step:  # else stop() was here before
+            self._step = None
+            self._advance(step)
+
+
+def _resume(operation: Operation, done: Future[None] | None) -> Callable[[], None]:
+    """Run an operation up to its next slow step; waits for what `done` comes to."""
+    error = done.exception() if done is not None else None
+    return next(operation) if error is None else operation.throw(error)
+
+
+def _call(slow: Callable[[], None]) -> Future[None]:
+    done: Future[None] = Future()
+    try:
+        slow()
+    except Exception as error:  # noqa: BLE001 - the operation's to judge, as on the thread
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+    return done
