@@ -13,6 +13,7 @@ static int test_ask(struct dm_memory *m, const struct dm_port_request *request, 
 #define dm_port_ask test_ask
 #define dm_port_virtio_user test_port_virtio_user
 #define dm_port_virtio_pci test_port_virtio_pci
+#include <poll.h>
 #include <sys/eventfd.h>
 
 #include "../../native/port_virtio_user.c"
@@ -27,6 +28,8 @@ static struct dm_port port;
 static struct dm_mbuf *others[OTHERS];
 static int answer_of_release;
 static uint32_t n_releases;
+static int device[2];               /* a pipe: its end shows who holds the device */
+static bool may_have;
 
 static uint64_t *slots(void)
 {
@@ -54,6 +57,12 @@ static int test_ask(struct dm_memory *m, const struct dm_port_request *request, 
 		for (*n_fds = 0; *n_fds < DM_VU_FDS; ++*n_fds)
 			fds[*n_fds] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 		return 0;
+	}
+	if (request->op == DM_PORT_FETCH) {
+		CHECK(request->index == DM_VU_FETCH_DEVICE && pipe(device) == 0);
+		*fds = device[1];
+		*n_fds = 1;
+		return may_have ? 0 : (close(device[0]), close(device[1]), -EPERM);
 	}
 	CHECK(request->op == DM_PORT_RELEASE);
 	n_releases++;
@@ -132,14 +141,50 @@ static void who_could_not_stop_leaves_the_queue_alone(void)
 	check_others();
 }
 
+static bool is_held(void)
+{
+	struct pollfd end = { .fd = device[0] };
+
+	CHECK(poll(&end, 1, 0) >= 0);
+	return (end.revents & POLLHUP) == 0;
+}
+
+/* A device on PCI is held while it has the rings: longer, and the host would wait for it; shorter, and it would end with the primary. */
+static void who_may_have_the_device_holds_it_while_it_has_the_rings(void)
+{
+	struct dm_vu_shared *shared = (struct dm_vu_shared *)dm_port_shared(record);
+	struct dm_queue *queue;
+	struct dm_mbuf *mbufs[1];
+
+	shared->has_iovas = 1;
+	may_have = false;
+	answer_of_release = 0;
+	queue = start();
+	CHECK(!dm_queue_outlives_primary(queue) && dm_queue_stop(queue) == 0);
+	check_others();
+	may_have = true;
+	queue = start();
+	CHECK(dm_queue_outlives_primary(queue) && is_held());
+	dm_primary_queue_set_epoch((uintptr_t)record, 0, dm_port_queue(record, 0)->epoch + 1);
+	CHECK(dm_rx_burst(queue, mbufs, 1) == 0 && !is_held() && !dm_queue_outlives_primary(queue));
+	close(device[0]);
+	dm_primary_queue_set_epoch((uintptr_t)record, 0, dm_port_queue(record, 0)->epoch + 1);
+	CHECK(dm_rx_burst(queue, mbufs, 1) == 0 && is_held() && dm_queue_outlives_primary(queue));
+	CHECK(dm_queue_stop(queue) == 0 && !is_held());
+	close(device[0]);
+	check_others();
+	shared->has_iovas = 0;
+}
+
 int main(void)
 {
 	fixture_open(&f);
 	fixture_present(&f, 0, 0, 8, 0);
 	make_port();
 	who_stops_leaves_the_next_holders_buffers_alone();
+	who_may_have_the_device_holds_it_while_it_has_the_rings();
 	who_could_not_stop_leaves_the_queue_alone();
-	CHECK(n_releases == 3);
+	CHECK(n_releases == 5);
 	CHECK(dm_port_record_free(&f.m, record) == 0 && dm_memzone_free(&f.m, z.zone_idx, z.generation) == 0 && dm_mempool_free(&f.m, pool) == 0);
 	fixture_close(&f);
 	return 0;

@@ -207,3 +207,21 @@ def test_a_completion_in_c_is_called_once(program: Path, m: dpdkmem.Attachment) 
         assert c.ask("ask_later", "python", "tests") == "ok"
         wait_until(lambda: c.ask("events").startswith("ok 1 "), "it is called")
         assert c.ask("events").split()[1:4] == ["1", "0", "0"]
+
+
+def test_a_driver_in_c_is_told_what_it_cannot_have(
+    tmp_path_factory: pytest.TempPathFactory, m: dpdkmem.Attachment
+) -> None:
+    """What it can have, tests/vm/test_devices.py has."""
+    path = compiled("c_device", tmp_path_factory.mktemp("c"))
+    done = subprocess.run(
+        [path, str(m.socket_path)], capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=True
+    )
+    answers = [line.partition(" ") for line in done.stdout.splitlines()]
+    assert [-int(number) for number, _, _ in answers] == [
+        errno.ENODEV, errno.EINVAL, errno.EINVAL, errno.ENODEV, errno.ENOENT, 0,
+    ]  # fmt: skip
+    for (_, _, text), words in zip(
+        answers, ["no PCI device 0000:ff:1f.7", "eth0", "is no PCI address", "no device is open", "no DMA map"], strict=False
+    ):  # fmt: skip
+        assert words in text

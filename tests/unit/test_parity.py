@@ -85,6 +85,7 @@ def _without_comments(text: str) -> str:
 
 EXPORTED: Final = (
     "dpdkmem_api.h",
+    "dpdkmem_device_api.h",
     "dpdkmem_loop_api.h",
     "dpdkmem_mbuf_api.h",
     "dpdkmem_mempool_api.h",

@@ -13,8 +13,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import harness
 import pytest
-from harness import DEADLINE_SECONDS, GIB, MIB, PAGE, Crew, RemoteFailure, run_cli, start_primary, wait_until
+from harness import (
+    DEADLINE_SECONDS,
+    GIB,
+    MIB,
+    PAGE,
+    Crew,
+    RemoteFailure,
+    compile_program,
+    run_cli,
+    start_primary,
+    wait_until,
+)
 from lab_pci import EDU, EDU_BYTES, ENTRY_LIMIT, NICS, bound
 
 if TYPE_CHECKING:
@@ -328,6 +340,17 @@ def test_without_an_iommu_virtual_addresses_are_refused(crew: Crew) -> None:
     with start_primary(*MEMORY, "--iova-mode=va"):
         (one,) = crew.attach(1)
         assert "--iova-mode=pa" in refused(one, f"m.device_open({EDU!r})").text
+
+
+@pytest.mark.machine("vtd")
+def test_a_driver_in_c(crew: Crew, tmp_path: Path) -> None:
+    program = compile_program(Path(harness.__file__).with_name("c_device.c"), tmp_path)
+    with start_primary("--in-memory", "--socket-mem=4,0") as primary:
+        (one,) = crew.attach(1)
+        command = [str(program), cast("str", one.run("str(m.socket_path)")), EDU]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
+        assert (done.returncode, done.stdout) == (0, "ok\n")
+        wait_until(lambda: dma(primary) == (0, 0), "the container ends with its last device")
 
 
 @pytest.mark.machine("vtd")
