@@ -7,6 +7,7 @@ real.
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import time
@@ -399,6 +400,53 @@ def test_a_killed_driver_is_stopped_before_its_memory_is_anybodys(crew: Crew) ->
         drive(two)
         assert copies(two, block, block + 65536)
         hand_back(two)
+
+
+CHURN = """
+import random, time
+chance = random.Random({seed})
+def churn():
+    while True:
+        try:
+            with m.device_open({address!r}):
+                time.sleep(chance.random() * 0.05)
+        except OSError:
+            pass
+        m.malloc(chance.randrange(1, 8 << 20)).free()
+churn()
+"""
+
+
+@pytest.mark.machine("vtd")
+@pytest.mark.parametrize("iommu", ["type1", "iommufd"])
+def test_opening_closing_and_deaths_at_random_leave_nothing(crew: Crew, iommu: str) -> None:
+    """While a device is opened or closed, memory comes and goes, and who opens and closes it is killed."""
+    chance = random.Random(7)
+    with start_primary("--in-memory", "--socket-mem=4,0", f"--vfio-iommu={iommu}") as primary:
+        (one,) = crew.attach(1)
+        drive(one)
+        hand_back(one)
+        wait_until(lambda: dma(primary) == (0, 0), "the container ends")
+        before = sorted(primary.descriptors())
+        drivers = crew.attach(3)
+        for seed, driver in enumerate(drivers):
+            driver.post("run", CHURN.format(seed=seed, address=EDU))
+        for life in range(12):
+            time.sleep(chance.random())
+            drivers.pop(chance.randrange(3)).kill()
+            drivers += crew.attach(1)
+            drivers[-1].post("run", CHURN.format(seed=3 + life, address=EDU))
+        for driver in drivers:
+            driver.kill()
+        wait_until(lambda: primary.counters()["devices.open"] == 0, "the last holder's device is closed")
+        wait_until(lambda: dma(primary) == (0, 0), "the container ends")
+        wait_until(lambda: primary.present_bytes() == 4 * MIB, "the memory of the dead has gone")
+        assert "a callback failed" not in primary.log()
+        wait_until(lambda: sorted(primary.descriptors()) == before, "no descriptor is left")
+        drive(one)
+        block = one.malloc(MIB)
+        assert copies(one, block, block + 65536)
+        hand_back(one)
 
 
 @pytest.mark.machine("vtd")
