@@ -7,6 +7,7 @@
  *     (start)     {"ready_ns": T, "call_ns": D, "pages": P}   T on CLOCK_MONOTONIC; D the time of rte_eal_init()
  *     grow N      {"ns": D, "pages": P}                       D the time of the one rte_malloc_socket() call
  *     shrink      {"ns": D, "pages": P}                       D the time of the one rte_free() of the latest growth
+ *     device A    {"pages": P}                            A, a PCI device that is bound to vfio-pci, opened until the end
  *     exit, EOF   (ends with rte_eal_cleanup())
  *     failure     {"error": "text"}
  *
@@ -30,6 +31,9 @@
 #include <rte_errno.h>
 #include <rte_malloc.h>
 #include <rte_memory.h>
+#include <rte_vfio.h>
+
+#include <linux/vfio.h>
 
 enum {
     PAGE_BYTES = 2 * 1024 * 1024,
@@ -110,6 +114,18 @@ static void shrink(struct growths *growths)
     answer("{\"ns\": %" PRId64 ", \"pages\": %zu}", end_ns - start_ns, n_pages_in_map());
 }
 
+/* Its container has all memory from here on, and follows the map. */
+static void hold_device(char *address)
+{
+    struct vfio_device_info info = {.argsz = sizeof(info)};
+    int fd;
+    address[strcspn(address, "\n")] = '\0';
+    if (rte_vfio_setup_device("/sys/bus/pci/devices", address, &fd, &info) != 0)
+        answer("{\"error\": \"rte_vfio_setup_device: %s\"}", rte_strerror(rte_errno));
+    else
+        answer("{\"pages\": %zu}", n_pages_in_map());
+}
+
 static void serve(void)
 {
     static struct growths growths;
@@ -120,10 +136,12 @@ static void serve(void)
             grow(&growths, n_pages);
         else if (strcmp(command, "shrink\n") == 0)
             shrink(&growths);
+        else if (strncmp(command, "device ", 7) == 0)
+            hold_device(command + 7);
         else if (strcmp(command, "exit\n") == 0)
             return;
         else
-            answer("{\"error\": \"unknown command; there are: grow N, shrink, exit\"}");
+            answer("{\"error\": \"unknown command; there are: grow N, shrink, device ADDRESS, exit\"}");
     }
 }
 

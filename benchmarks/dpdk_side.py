@@ -103,6 +103,12 @@ class DpdkSide(Side):
         """See `Side`."""
         return self._change("shrink", -pages)
 
+    def hold_device(self, address: str) -> None:
+        """See `Side`."""
+        if self._primary is None:
+            raise PeerFailedError("the DPDK primary was not started")
+        self._primary.ask(f"device {address}")
+
     def used_pages(self) -> int:
         """See `Side`."""
         return self._place.mount.used_pages()

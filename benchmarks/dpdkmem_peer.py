@@ -55,10 +55,14 @@ def _serve(attachment: dpdkmem.Attachment) -> None:
                 allocation.free()
                 _wait_shrunk(attachment, before)
                 end_ns = time.monotonic_ns()
+            case ["device", address]:
+                attachment.device_open(address)  # until the end
+                _answer(pages=_n_pages(attachment))
+                continue
             case ["exit"]:
                 return
             case _:
-                _answer(error="unknown command; there are: grow N, shrink, exit")
+                _answer(error="unknown command; there are: grow N, shrink, device ADDRESS, exit")
                 continue
         _answer(ns=end_ns - start_ns, pages=_n_pages(attachment))
 

@@ -147,16 +147,17 @@ class DpdkmemSide(Side):
 
     def grow(self, pages: int) -> int:
         """See `Side`."""
-        if self._grower is None:
-            self._grower = self._start_peer()
-            self._map_pages = self._grower.wait_ready().pages
-        return self._change(self._grower, f"grow {pages}", pages)
+        return self._change(self._need_grower(), f"grow {pages}", pages)
 
     def shrink(self, pages: int) -> int:
         """See `Side`."""
         if self._grower is None:
             raise PeerFailedError("dpdkmem: nothing has grown that could be given back")
         return self._change(self._grower, "shrink", -pages)
+
+    def hold_device(self, address: str) -> None:
+        """See `Side`."""
+        self._need_grower().ask(f"device {address}")
 
     def used_pages(self) -> int:
         """See `Side`."""
@@ -176,6 +177,12 @@ class DpdkmemSide(Side):
                 self._primary.kill()
                 self._primary.wait()
             self._primary = None
+
+    def _need_grower(self) -> Peer:
+        if self._grower is None:
+            self._grower = self._start_peer()
+            self._map_pages = self._grower.wait_ready().pages
+        return self._grower
 
     def _start_peer(self) -> Peer:
         command = [sys.executable, str(SOURCES / "dpdkmem_peer.py"), self._place.workspace.prefix]

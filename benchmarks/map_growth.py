@@ -8,6 +8,11 @@ later growths there do not make pages at all. The side `warm` is dpdkmem with a 
 before they are asked for, which the others' are not.
 
     python benchmarks/map_growth.py --attached 0,8 --samples 30 --json growth.json
+
+`--device SIDE=ADDRESS` has a side open a PCI device that is bound to vfio-pci, so that each page is mapped for DMA when it comes and unmapped when it
+goes; in a virtual machine (docs/testing.md):
+
+    tests/vm/machine vtd -- bash -c 'dpdkmem vfio bind 41:00.0 81:00.0 && python benchmarks/map_growth.py --device dpdk=41:00.0 --device dpdkmem=81:00.0'
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from harness import Workspace, progress
 from hugepages import reserved
 from machine import core_rtt_ns, facts
 from report import Distribution, Row, publish
+
+from dpdkmem.shared.pci import PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,6 +86,11 @@ def _compare(sides: Sequence[Side], case: Case, core_latency: Path) -> Iterator[
         )
 
 
+def _device(text: str) -> tuple[str, str]:
+    side, _, address = text.partition("=")
+    return side, str(PciAddress.parse(address))
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -86,6 +98,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     comparison.add_options(parser)
     parser.add_argument(
         "--attached", type=comparison.numbers, default=[0, 1, 8, 32], help="default: 0,1,8,32"
+    )
+    parser.add_argument(
+        "--device",
+        type=_device,
+        action="append",
+        default=[],
+        metavar="SIDE=ADDRESS",
+        help="of a side, bound to vfio-pci; default: none",
     )
     parser.add_argument("--pages", type=comparison.numbers, default=[1, 64], help="default: 1,64")
     parser.add_argument(
@@ -102,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     n_pages = max(options.pages) + SPARE_PAGES
     rows: list[Row] = []
+    devices: dict[str, str] = dict(options.device)
     warm_pages = max(options.pages)
     with reserved(n_pages * len(options.sides) + warm_pages), Workspace() as workspace:
         core_latency = workspace.core_latency()
@@ -112,11 +133,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for side in sides:
                     side.start_primary(form)
                     side.attach(n_attached)
+                    if side.name in devices:
+                        side.hold_device(devices[side.name])
                 for case in _cases(options, form, n_attached):
                     rows += _compare(sides, case, core_latency)
                 for side in sides:
                     side.stop()
-    publish("map_growth", rows, facts(), {"samples": options.samples}, options.json)
+    publish(
+        "map_growth",
+        rows,
+        facts(),
+        {"samples": options.samples, **{f"device of {side}": device for side, device in devices.items()}},
+        options.json,
+    )
 
 
 if __name__ == "__main__":

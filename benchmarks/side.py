@@ -93,6 +93,14 @@ class Side(abc.ABC):
         """
 
     @abc.abstractmethod
+    def hold_device(self, address: str) -> None:
+        """Open a PCI device that is bound to vfio-pci, so that the map is mapped for its DMA from here on, until `stop()`.
+
+        Raises:
+            PeerFailedError: It cannot be opened.
+        """
+
+    @abc.abstractmethod
     def used_pages(self) -> int:
         """Return the pages that the kernel has really given to this side."""
 
