@@ -150,6 +150,8 @@ class PciPort:
         self._link = False
         self._has_vectors = False
         self._tick_timer: Timer | None = None
+        self._after_close: list[Callable[[], None]] | None = None
+        """What waits for the device's end, while it is being closed."""
         self._generation = 0
         """One more with each set-up: a late answer is of the one before."""
 
@@ -215,8 +217,16 @@ class PciPort:
             self._tick_timer.cancel()
         function, self._function, self._registers = self._function, None, None
         if function is not None:
-            self._functions.close(function, then)
+            self._after_close = [then]
+            self._functions.close(function, self._on_closed)
+        elif self._after_close is not None:
+            self._after_close.append(then)
         else:
+            then()
+
+    def _on_closed(self) -> None:
+        waiting, self._after_close = self._after_close or [], None
+        for then in waiting:
             then()
 
     def _give_back(self) -> None:

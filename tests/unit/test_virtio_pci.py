@@ -314,6 +314,8 @@ class FakeFunctions:
         self.device, self.iommu, self.n_closed = device, Iommu(), 0
         self.give_back: Callable[[], None] = lambda: None
         self.keeps_memory = True
+        self.closes_later = False
+        self.closing: list[Callable[[], None]] = []
         self.sharers: list[int] = []
 
     def open(
@@ -330,7 +332,10 @@ class FakeFunctions:
     def close(self, function: PciFunction, then: Callable[[], None]) -> None:
         assert cast("FakeDevice", function) is self.device
         self.n_closed += 1
-        then()
+        if self.closes_later:
+            self.closing.append(then)
+        else:
+            then()
 
     def may_have(self, owner_id: int) -> bool:
         return owner_id == 7
@@ -657,4 +662,18 @@ def test_a_device_that_nobody_keeps_ends_with_the_primary(world: World) -> None:
     assert world.device.status == 0
     with pytest.raises(RefusedError, match="is not there"):
         world.port.fetch(0, 1, 7)
+    world.close()
+
+
+def test_nothing_is_let_go_before_the_device_is_closed(world: World) -> None:
+    """The host wants it back, again, and its last user closes the port, while the kernel takes its time."""
+    world.start()
+    world.functions.closes_later = True
+    ended: list[int] = []
+    world.functions.give_back()
+    world.functions.give_back()
+    world.port.close(lambda: ended.append(1))
+    assert (world.functions.n_closed, ended) == (1, [])
+    world.functions.closing.pop()()
+    assert ended == [1]
     world.close()

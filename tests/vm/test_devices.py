@@ -402,6 +402,21 @@ def test_a_killed_driver_is_stopped_before_its_memory_is_anybodys(crew: Crew) ->
         hand_back(two)
 
 
+@pytest.mark.machine("vtd")
+def test_the_primary_ends_while_devices_are_opened_and_closed(crew: Crew) -> None:
+    """Its last steps come after what the kernel is still at: the dead driver's reset, and somebody's opening."""
+    for wait_s in (0.0, 0.05, 0.15):
+        with start_primary("--in-memory") as primary:
+            one, two = crew.attach(2)
+            drive(one)
+            two.post("run", f"m.device_open({EDU!r})")
+            one.kill()
+            time.sleep(wait_s)
+            assert primary.end() == 0
+            assert "Traceback" not in primary.log()
+            two.kill()
+
+
 CHURN = """
 import random, time
 chance = random.Random({seed})
