@@ -88,13 +88,18 @@ int dm_device_close(struct dm_memory *m, struct dm_device *device)
 	struct question question = { .op = OP_CLOSE };
 	int err;
 
-	if (device->fd < 0)
+	if (device->address[0] == '\0')
 		return 0;
 	memcpy(question.address, device->address, sizeof(question.address));
-	close(device->fd);
+	if (device->fd >= 0)
+		close(device->fd);
 	device->fd = -1;
 	err = ask_simply(m, &question);
-	return err == -EPIPE ? 0 : err; /* with that descriptor the device is the kernel's again */
+	if (err == -EPIPE || err == -ENOENT) /* with that descriptor the device is the kernel's again; it was closed by an earlier call */
+		err = 0;
+	if (err == 0)
+		device->address[0] = '\0';
+	return err;
 }
 
 int dm_dma_map(struct dm_memory *m, const void *addr, uint64_t iova, uint64_t bytes)

@@ -9,9 +9,9 @@ struct dm_device_region {
 	uint64_t bytes;             /* 0: the device has none of this number */
 };
 struct dm_device {
-	int fd;                     /* this struct's until dm_device_close() */
+	int fd;                     /* this struct's until dm_device_close(); -1 */
 	uint32_t n_vectors;         /* of MSI-X */
-	char address[32];           /* as it was asked for */
+	char address[32];           /* as it was asked for; "": it is closed */
 	struct dm_device_region regions[DM_DEVICE_REGIONS];
 };
 
@@ -19,7 +19,8 @@ struct dm_device {
  * this memory; -ENODEV there is none; -EBUSY somebody has it; -EPERM the primary's configuration forbids it; -ENOSPC, -ENOMEM not all memory can be
  * mapped for it; -ENOTSUP no VFIO; and as dm_mp_request_sync(). */
 int dm_device_open(struct dm_memory *m, const char *address, struct dm_device *out);
-/* Gives it back, and closes the descriptor in any case. Unmap its regions before. As dm_mp_request_sync(), but 0 where the primary is gone. */
+/* Gives it back, and closes the descriptor in any case. Unmap its regions before. 0 also where the primary is gone, or it was closed; else as
+ * dm_mp_request_sync(): call it again, or the session's end gives it back. */
 int dm_device_close(struct dm_memory *m, struct dm_device *device);
 /* Present memory, which has its own IOVA already, at one more, for all devices; it does not leave until that is undone. All three are multiples of 4096.
  * -EINVAL; -ENODEV no device is open, or no IOMMU; -ENOENT not all of it is there; -EEXIST the IOVA is taken; -EPERM; -ENOSPC, -ENOMEM. */

@@ -181,9 +181,13 @@ static int make_rings(struct vu_queue *q, uint32_t epoch)
 /* Held while the device has the rings, and not longer: it cannot go back to the host before. */
 static void keep_device(struct vu_queue *q, bool on)
 {
-	if (q->keep_fd >= 0)
-		close(q->keep_fd);
-	__atomic_store_n(&q->keep_fd, on && q->shared->has_iovas != 0 ? dm_port_fetch(&q->base, DM_VU_FETCH_DEVICE, NULL) : -1, __ATOMIC_RELAXED);
+	const int was = q->keep_fd;
+
+	__atomic_store_n(&q->keep_fd, -1, __ATOMIC_RELAXED);
+	if (was >= 0)
+		close(was);
+	if (on && q->shared->has_iovas != 0)
+		__atomic_store_n(&q->keep_fd, dm_port_fetch(&q->base, DM_VU_FETCH_DEVICE, NULL), __ATOMIC_RELAXED);
 }
 
 static bool queue_outlives(const struct dm_queue *queue)
@@ -301,9 +305,9 @@ static int queue_stop(struct dm_queue *queue)
 	if (q->has_rings)
 		drain(q);
 	q->is_over = true;
+	keep_device(q, false); /* before the answer: whoever opens the device after it may have it */
 	err = dm_port_release(queue, RELEASE_MS);
 	forget_rings(q);
-	keep_device(q, false);
 	if (err == 0)
 		dm_port_close_fds(q->fds, DM_VU_FDS);
 	return err;

@@ -56,7 +56,7 @@ class Backend:
     def limits(self) -> Sequence[LimitRecord]:
         """Return everything that can end the growth of the map."""
         iommu, maps = self._primary.functions.iommu, self._primary.functions.maps
-        is_limited = iommu is not None and iommu.n_available is not None
+        is_limited = iommu is not None and self._primary.functions.n_available is not None
         return host_limits(dma_entries_used=maps.n_maps if is_limited else None)
 
     def memory_limits(self) -> MemoryLimits:
@@ -122,7 +122,7 @@ class Backend:
             "rounds.late": p.publisher.stats.n_late,
             "files.allocated_bytes": sum(one.files.present_bytes() for one in p.lists),
             "devices.open": len(p.functions.all),
-            "dma.available": (p.functions.iommu.n_available or 0) if p.functions.iommu is not None else 0,
+            "dma.available": p.functions.n_available or 0,
             "dma.maps": p.functions.maps.n_maps,
             "dma.mapped_bytes": p.functions.maps.mapped_bytes,
             **p.messages.counters(),

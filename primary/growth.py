@@ -558,6 +558,8 @@ class Growth:
 
         What was granted just now and is untouched stays: its asker may not have run yet. It is looked at again later.
         """
+        if self._closed:
+            return 0
         n = 0
         self._forget_old_grants()
         for memseg_list in self._lists:

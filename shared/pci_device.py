@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dpdkmem.shared.ipc_model import MpReceived
 
 _MMAP: Final = 4
+_TIMEOUT_MS: Final = 60_000  # the first device waits until all memory is pinned, and what follows for that
 
 
 class Device:
@@ -172,5 +173,5 @@ class DeviceUser(MpUser):
         self._ask_device(DeviceQuestion(DeviceOp.DMA_UNMAP, "", 0, iova, n_bytes)).fds.close()
 
     def _ask_device(self, question: DeviceQuestion) -> MpReceived:
-        replies = self.mp_request_sync(MpMessage(ACTION, question.encode()), to=MpTarget.PRIMARY)
+        replies = self.mp_request_sync(MpMessage(ACTION, question.encode()), _TIMEOUT_MS, MpTarget.PRIMARY)
         return replies.msgs[0]

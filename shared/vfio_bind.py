@@ -207,7 +207,9 @@ class Binder:
         holders = holders_of(device, self.roots)
         sure = [one for one in holders if one["is_certain"]]
         if sure or (holders and any(map(_is_busy, nodes_of(device, self.roots)))):
-            who = " or ".join(f"{one['command']} (process {one['pid']})" for one in sure or holders)
+            who = (", " if sure else " or ").join(
+                f"{one['command']} (process {one['pid']})" for one in sure or holders
+            )
             raise DeviceBusy(
                 errno.EBUSY,
                 f"{device.address} is in use, by {who}: the kernel would wait until it is closed. End that first",
@@ -271,7 +273,7 @@ def check_all(addresses: list[PciAddress]) -> None:
 
 
 def _is_busy(node: Path) -> bool:
-    """Tell whether somebody has a group, or what was opened through it."""
+    """Tell whether somebody has a group, or what was opened through it, by having it for a moment. Nodes of devices are never busy."""
     try:
         os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:

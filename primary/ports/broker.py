@@ -290,8 +290,13 @@ class Broker:
             self._is_started(port, error)
             return
         record = int(done.result())  # type: ignore[attr-defined]
+        has_started = False
 
         def started(transport: Transport | None, error: BaseException | None) -> None:
+            nonlocal has_started
+            if has_started:  # what answering those who wait raised is not the start's failure
+                return
+            has_started = True
             if error is None and transport is not None:
                 port.transport = transport
                 self._loop.add(port.wake_fd, READABLE, lambda _: self._on_wake(port))

@@ -519,11 +519,13 @@ class PciPort:
     def release(self, queue_idx: int, done: Callable[[], None]) -> None:
         """Have the device let go of a pair."""
         pair, registers = self._pairs[queue_idx], self._registers
-        if pair.state is PairState.NONE or registers is None:
+        if pair.state is PairState.NONE:
             done()
             return
         pair.state = PairState.LEFT
         pair.waits.append(done)
+        if registers is None:  # it is being closed
+            return
         if self._features & RING_RESET:
             try:
                 for queue in (2 * queue_idx, 2 * queue_idx + 1):

@@ -7,6 +7,7 @@ Laws: a device is one session's at a time; only root, the primary's user and tho
 or a proved death, stops its device before anything of its memory is given to anybody else.
 Who cleans up after a kill -9 of the session: `dying()`, called by the sessions before they reap. Of the primary: nobody has to: the session
 goes on with its descriptor, which keeps container and maps alive, until it ends. So it does when the primary ends in order.
+A death while something is opened or closed waits for that: operations have one order (steps.py).
 Threads: the loop's.
 """
 
@@ -63,6 +64,7 @@ class DeviceAction:
         self._functions = functions
         self._uid_of = uid_of
         self._hands: dict[int, _Hand] = {}
+        functions.on_last = self._forget_maps
 
     def handle(self, who: Process, param: bytes, fds: FdBundle, reply: Reply) -> None:
         """Serve one question."""
@@ -78,55 +80,63 @@ class DeviceAction:
 
     def dying(self, owner_id: int, then: Callable[[], None]) -> None:
         """A session has ended, and its process has died or said goodbye: stop what it drove; `then` is called when it is stopped."""
-        hand = self._hands.pop(owner_id, _Hand())
-        n_left = len(hand.functions)
+        hand = self._hands.pop(owner_id, None)
+        if hand is None:
+            then()
+            return
+        for function in hand.functions.values():
+            self._functions.close(function)
+        self._functions.call(lambda: self._unmap_all(hand), lambda _: then())
 
-        def stopped() -> None:
-            nonlocal n_left
-            n_left -= 1
-            if n_left <= 0:
-                for iova, n_bytes in hand.maps.items():
-                    with contextlib.suppress(ResourceError):  # gone with the last device
-                        self._functions.maps.user_unmap(iova, n_bytes)
-                then()
-
-        for function in list(hand.functions.values()):
-            self._functions.close(function, stopped)
-        if not hand.functions:
-            stopped()
+    def _unmap_all(self, hand: _Hand) -> None:
+        for iova, n_bytes in hand.maps.items():
+            with contextlib.suppress(ResourceError):  # gone with the last device
+                self._functions.maps.user_unmap(iova, n_bytes)
 
     def _serve(self, who: Process, question: DeviceQuestion, reply: Reply) -> None:
         hand = self._hands.setdefault(who.owner_id, _Hand())
-        maps = self._functions.maps
         match question.op:
             case DeviceOp.OPEN:
                 self._open(who, str(PciAddress.parse(question.address)), reply)
-                return
             case DeviceOp.CLOSE:
-                function = hand.functions.pop(str(PciAddress.parse(question.address)), None)
+                function = hand.functions.get(str(PciAddress.parse(question.address)))
                 if function is None:
                     raise ResourceError(
                         errno.ENOENT, f"this process was not handed {question.address}, or it is closed"
                     )
-                self._functions.close(function, lambda: self._is_closed(reply))
-                return
+                self._close(hand, function, lambda: reply(0))
             case DeviceOp.DMA_MAP:
                 self._check_may(who)
-                if len(hand.maps) >= _MAX_USER_MAPS:
-                    raise ResourceError(
-                        errno.ENOSPC, f"this process has {_MAX_USER_MAPS} DMA maps: take some away first"
-                    )
-                maps.user_map(question.vaddr, question.iova, question.n_bytes)
-                hand.maps[question.iova] = question.n_bytes
+                self._functions.call(lambda: self._map(hand, question), lambda error: _answer(reply, error))
             case DeviceOp.DMA_UNMAP:
-                if hand.maps.get(question.iova) != question.n_bytes:
-                    raise ResourceError(
-                        errno.ENOENT,
-                        f"this process has no DMA map at IOVA {question.iova:#x} with {question.n_bytes} bytes",
-                    )
-                maps.user_unmap(question.iova, question.n_bytes)
-                del hand.maps[question.iova]
-        reply(0)
+                self._functions.call(lambda: self._unmap(hand, question), lambda error: _answer(reply, error))
+
+    def _map(self, hand: _Hand, question: DeviceQuestion) -> None:
+        if len(hand.maps) >= _MAX_USER_MAPS:
+            raise ResourceError(
+                errno.ENOSPC, f"this process has {_MAX_USER_MAPS} DMA maps: take some away first"
+            )
+        self._functions.maps.user_map(question.vaddr, question.iova, question.n_bytes)
+        hand.maps[question.iova] = question.n_bytes
+
+    def _unmap(self, hand: _Hand, question: DeviceQuestion) -> None:
+        if hand.maps.get(question.iova) != question.n_bytes:
+            raise ResourceError(
+                errno.ENOENT,
+                f"this process has no DMA map at IOVA {question.iova:#x} with {question.n_bytes} bytes",
+            )
+        self._functions.maps.user_unmap(question.iova, question.n_bytes)
+        del hand.maps[question.iova]
+
+    def _close(self, hand: _Hand, function: PciFunction, then: Callable[[], object]) -> None:
+        """Close a session's device, which is the session's until it is closed."""
+
+        def closed() -> None:
+            if hand.functions.get(function.address) is function:
+                del hand.functions[function.address]
+            then()
+
+        self._functions.close(function, closed)
 
     def _open(self, who: Process, address: str, reply: Reply) -> None:
         self._check_may(who)
@@ -151,22 +161,17 @@ class DeviceAction:
         else:  # nobody waits for it any more
             self._functions.close(function)
 
-    def _is_closed(self, reply: Reply) -> None:
-        self._forget_lost_maps()
-        reply(0)
-
     def _given_back(self, owner_id: int, address: str) -> None:
         """The host wants it: whoever has it has no word in this; it is stopped and closed here, and is of no use to the session."""
         hand = self._hands.get(owner_id, _Hand())
-        function = hand.functions.pop(address, None)
+        function = hand.functions.get(address)
         if function is not None:
-            self._functions.close(function, self._forget_lost_maps)
+            self._close(hand, function, lambda: None)
 
-    def _forget_lost_maps(self) -> None:
+    def _forget_maps(self) -> None:
         """With the last device all maps are gone."""
-        if self._functions.iommu is None:
-            for hand in self._hands.values():
-                hand.maps.clear()
+        for hand in self._hands.values():
+            hand.maps.clear()
 
     def _check_may(self, who: Process) -> None:
         if not self._functions.may_have(who.owner_id):
@@ -187,6 +192,13 @@ def _describe(function: PciFunction) -> DeviceAnswer:
         if region.n_bytes:
             regions.append(region)
     return DeviceAnswer(function.n_vectors(), tuple(regions))
+
+
+def _answer(reply: Reply, error: DpdkmemError | None) -> None:
+    if error is None:
+        reply(0)
+    else:
+        _refuse(reply, error)
 
 
 def _refuse(reply: Reply, error: DpdkmemError) -> None:

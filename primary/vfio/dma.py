@@ -15,7 +15,8 @@ Laws
 * a map that the kernel refuses fails the growth, and leaves nothing of it mapped;
 * an unmap says how much it took: anything else than the whole map keeps the memory from everybody (its pages do not go), and is an error
   in the log;
-* what comes or goes while `start()` maps, or after `hold()`, waits for the end of that, and with it whoever brings or takes it;
+* what comes or goes while `start()` maps, or after `hold()`, waits for the end of that, and with it whoever brings or takes it; user maps are
+  asked for by operations (steps.py), which do not run then;
 * with no-IOMMU nothing is mapped, and all memory must have physical addresses: `start()` refuses IOVA as VA.
 
 Who cleans up after a kill -9: the kernel, with the container. Threads: the loop's. Blocks: 10 us a map of one page.
@@ -89,7 +90,7 @@ class DmaMaps:
         """Map all there is for a container that has its first device: a part of an operation.
 
         Raises:
-            DpdkmemError: the container is to be closed, and with it what is mapped in it.
+            DpdkmemError: the container is to be closed, and with it what is mapped in it; then `stop()` is to follow.
         """
         if not iommu.translates and self._memory.control_info().iova_va:
             raise ConfigError(
@@ -105,23 +106,32 @@ class DmaMaps:
                 for one in self._planned(present, coalesce=True):
                     entries.append(one)  # noqa: PERF402 - one by one: what was pinned before a failure is unpinned
                 yield lambda: _map_each(iommu, entries)
-        except DpdkmemError:
+        except Exception:
             for entry in entries:
                 self._unpin(entry)
-            self.stop()
             raise
         for entry in entries:
             self._add(entry)
+        self.go_on()
+
+    def hold(self) -> None:
+        """Let what comes or goes wait from now on: another thread is at the container, until `go_on()` or `stop()`."""
+        self._later = []
+
+    def go_on(self) -> None:
+        """Do what waits."""
         later, self._later = self._later, None
         for event in later or ():
             event()
 
-    def hold(self) -> None:
-        """Let what comes or goes wait from now on: somebody else is at the container, until `stop()`."""
-        self._later = []
+    @property
+    def is_held(self) -> bool:
+        """Whether another thread is at the container."""
+        return self._later is not None
 
     def stop(self) -> None:
         """Forget the container, which is closed or about to be, and its maps with it; again does nothing."""
+        self._later = None
         if self._iommu is None:
             return
         for entry in (*self._own.values(), *self._user.values()):
@@ -129,7 +139,7 @@ class DmaMaps:
         self._own.clear()
         self._user.clear()
         self._starts.clear()
-        self._iommu = self._later = None
+        self._iommu = None
         self._devices.leave(self)  # what came or went meanwhile waits no more
 
     @property
@@ -217,7 +227,7 @@ class DmaMaps:
     # ---- how ----
 
     def _need_iommu(self) -> Iommu:
-        if self._iommu is None or self._later is not None:
+        if self._iommu is None:
             raise ResourceError(errno.ENODEV, "no device is open, so that there is no container to map in")
         if not self._iommu.translates:
             raise ResourceError(

@@ -8,7 +8,7 @@ A device is held by somebody (`who`) inside the primary: a port, or a session th
 (an unbind): its holder is told, and has `_GIVE_BACK_S` before it is closed under him.
 
 Who cleans up after a kill -9: the kernel: DMA ends with the last descriptor of a device. A session that was handed a descriptor keeps the device alive
-by it, and with it the container's maps. The same where the primary ends in order (`stop()`).
+by it, and with it the container's maps. The same where the primary ends in order (`stop()`), but without an IOMMU, where nothing would keep the memory.
 Threads: the loop's. Blocks: `stop()`.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dpdkmem.primary.loop import READABLE
@@ -26,7 +26,14 @@ from dpdkmem.primary.vfio.function import PciFunction
 from dpdkmem.primary.vfio.ioas import AddressSpace
 from dpdkmem.primary.vfio.steps import Steps
 from dpdkmem.primary.vfio.type1 import Container
-from dpdkmem.shared.errors import ConfigError, DeviceBusy, DpdkmemError, NotPermitted, ResourceError
+from dpdkmem.shared.errors import (
+    ConfigError,
+    DeviceBusy,
+    DpdkmemError,
+    NotPermitted,
+    ResourceError,
+    errno_error,
+)
 from dpdkmem.shared.kinds import IommuKind
 from dpdkmem.shared.pci import DRIVER, PciAddress, find_device
 
@@ -52,9 +59,11 @@ class _Held:
 
     function: PciFunction
     give_back: Callable[[], None]
-    request_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    request_fd: int
     is_shared: bool = False
     """Somebody else has a descriptor of it, or had."""
+    is_given_back: bool = False
+    """It is to be closed."""
 
 
 class Functions:
@@ -82,7 +91,10 @@ class Functions:
         self._iommu: Iommu | None = None
         self._held: dict[str, _Held] = {}
         self._steps = Steps(loop)
+        self._n_available: int | None = None
         self.maps = DmaMaps(memory, devices)
+        self.on_last: Callable[[], None] = lambda: None
+        """Called when the container has ended, and all maps with it."""
 
     @property
     def all(self) -> Sequence[PciFunction]:
@@ -93,6 +105,13 @@ class Functions:
     def iommu(self) -> Iommu | None:
         """What is behind them; None: none is open."""
         return self._iommu
+
+    @property
+    def n_available(self) -> int | None:
+        """Maps that may still be made; None: no limit of its own, or no device."""
+        if not self.maps.is_held:  # the kernel would have us wait for the other thread
+            self._n_available = self._iommu.n_available if self._iommu is not None else None
+        return self._n_available
 
     def open(
         self,
@@ -112,8 +131,15 @@ class Functions:
         self._steps.add(self._open(address, who, give_back, done))
 
     def close(self, function: PciFunction, then: Callable[[], None] = lambda: None) -> None:
-        """End a device's DMA, and close it; again does nothing. `then` is called when that is done."""
+        """End a device's DMA, and close it; again does nothing. `then` is called when that is done, and what was asked before it."""
+        held = self._held.get(function.address)
+        if held is not None and held.function is function:
+            held.is_given_back = True
         self._steps.add(self._close(function, then))
+
+    def call(self, what: Callable[[], None], done: Callable[[DpdkmemError | None], None]) -> None:
+        """Do something to `maps`, after what was asked before it; `done` gets what it raised."""
+        self._steps.add(_call(what, done))
 
     @property
     def keeps_memory(self) -> bool:
@@ -135,12 +161,15 @@ class Functions:
         return held is not None and held.is_shared and self.keeps_memory
 
     def stop(self) -> None:
-        """The primary ends: close all but what goes on without it; again does nothing."""
+        """The primary ends: close all but what goes on without it; again does nothing.
+
+        Memory that a first device is just being mapped may be gone already: its container ends here, without having served anybody.
+        """
         self._steps.stop()
         for held in list(self._held.values()):
             if self.outlives(held.function):
                 _LOG.warning(
-                    "%s goes on without the primary, driven by %s", held.function.address, held.function.who
+                    "%s is left as it is: %s may go on with it", held.function.address, held.function.who
                 )
                 held.function.let_go()
             self.close(held.function)
@@ -154,18 +183,32 @@ class Functions:
         give_back: Callable[[], None],
         done: Callable[[PciFunction | DpdkmemError], None],
     ) -> Operation:
+        if self._steps.is_over():
+            done(_ending())
+            return
+        try:
+            request_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError as error:
+            done(errno_error(error.errno or errno.EIO, f"no eventfd for {address}"))
+            return
         try:
             function = yield from self._opened(address, who)
-        except DpdkmemError as error:
-            done(error)
+        except (DpdkmemError, OSError) as error:
+            os.close(request_fd)
+            done(_told(error, address))
             return
-        held = self._held[function.address] = _Held(function, give_back)
-        function.on_request(held.request_fd)
-        self._loop.add(held.request_fd, READABLE, lambda _: self._on_request(held))
-        _LOG.info("%s (group %s) is open for %s", function.address, function.group, who)
-        if self._steps.is_over:
+        held = self._held[function.address] = _Held(function, give_back, request_fd)
+        try:
+            self._loop.add(request_fd, READABLE, lambda _: self._on_request(held))
+        except OSError as error:
             yield from self._closed(function)
-            done(ResourceError(errno.ESHUTDOWN, "the primary ends"))
+            done(_told(error, address))
+            return
+        function.on_request(request_fd)
+        _LOG.info("%s (group %s) is open for %s", function.address, function.group, who)
+        if self._steps.is_over():
+            yield from self._closed(function)
+            done(_ending())
         else:
             done(function)
 
@@ -182,26 +225,33 @@ class Functions:
             raise ConfigError(f"{name} {has}; VFIO needs it bound to {DRIVER}: `dpdkmem vfio bind {name}`")
         iommu, is_new = self._container_for(device)
         opened: list[tuple[Fd, str]] = []
+        self.maps.hold()
         try:
             yield lambda: opened.append(iommu.open(device))
-        except DpdkmemError:
+        except Exception:
             if is_new:
                 iommu.close()
+            self.maps.go_on()
             raise
         fd, group = opened[0]
         function = PciFunction(name, who, group, fd)
-        if is_new:
-            try:
-                yield from self.maps.start(iommu)
-            except DpdkmemError:
-                yield lambda: _end(iommu, function, is_last=True)
-                raise
-            self._iommu = iommu
+        if not is_new:
+            self.maps.go_on()
+            return function
+        try:
+            yield from self.maps.start(iommu)
+        except Exception:
+            yield lambda: _end(iommu, function, is_last=True)
+            self.maps.stop()
+            raise
+        self._iommu = iommu
         return function
 
     def _close(self, function: PciFunction, then: Callable[[], None]) -> Operation:
-        yield from self._closed(function)
-        then()
+        try:
+            yield from self._closed(function)
+        finally:
+            then()
 
     def _closed(self, function: PciFunction) -> Operation:
         held, iommu = self._held.get(function.address), self._iommu
@@ -211,12 +261,17 @@ class Functions:
         is_last = len(self._held) == 1
         if is_last:
             self._iommu = None
-            self.maps.hold()
-        yield lambda: _end(iommu, function, is_last=is_last)
-        if is_last:
-            self.maps.stop()
-        del self._held[function.address]
-        os.close(held.request_fd)
+        self.maps.hold()
+        try:
+            yield lambda: _end(iommu, function, is_last=is_last)
+        finally:
+            del self._held[function.address]
+            os.close(held.request_fd)
+            if is_last:
+                self.maps.stop()
+                self.on_last()
+            else:
+                self.maps.go_on()
         _LOG.info("%s is closed", function.address)
 
     def _check_allowed(self, address: PciAddress) -> None:
@@ -264,9 +319,29 @@ class Functions:
         self._loop.call_later(_GIVE_BACK_S, lambda: self._take_back(held))
 
     def _take_back(self, held: _Held) -> None:
-        if self._held.get(held.function.address) is held:
+        if not held.is_given_back:
             _LOG.warning("%s is taken from %s", held.function.address, held.function.who)
             self.close(held.function)
+
+
+def _call(what: Callable[[], None], done: Callable[[DpdkmemError | None], None]) -> Operation:
+    try:
+        what()
+    except DpdkmemError as error:
+        done(error)
+    else:
+        done(None)
+    yield from ()
+
+
+def _ending() -> DpdkmemError:
+    return ResourceError(errno.ESHUTDOWN, "the primary ends")
+
+
+def _told(error: DpdkmemError | OSError, address: str) -> DpdkmemError:
+    if isinstance(error, DpdkmemError):
+        return error
+    return errno_error(error.errno or errno.EIO, f"{address} cannot be opened")
 
 
 def _end(iommu: Iommu, function: PciFunction, *, is_last: bool) -> None:

@@ -45,7 +45,11 @@ class AddressSpace:
         if not _IOMMU.exists():
             raise Unsupported("iommufd", "/dev/iommu: a kernel with CONFIG_IOMMUFD, and an IOMMU")
         self._fd = open_node(_IOMMU)
-        self._ioas = uapi.ioas_alloc(self._fd.fileno())
+        try:
+            self._ioas = uapi.ioas_alloc(self._fd.fileno())
+        except OSError as error:
+            self._fd.close()
+            raise errno_error(error.errno or errno.EIO, "no address space can be made in iommufd") from None
         self._ranges: tuple[IovaRange, ...] = ()
         self._maps_files = True
 
@@ -58,17 +62,21 @@ class AddressSpace:
         """Add a device."""
         name = _node_name(device)
         fd = open_node(_DEVICES / name)
+        text = f"{device.address} cannot be given to iommufd, as {name}"
         try:
             uapi.bind_iommufd(fd.fileno(), self._fd.fileno())
-            uapi.attach_ioas(fd.fileno(), self._ioas)
-            _, self._ranges = uapi.ioas_ranges(self._fd.fileno(), self._ioas)
         except OSError as error:
             fd.close()
-            text = f"{device.address} cannot be given to iommufd, as {name}"
             if error.errno in {errno.EINVAL, errno.EBUSY}:  # EINVAL: it is bound already, by whoever has it
                 raise DeviceBusy(
                     errno.EBUSY, f"{text}: another process has it (`dpdkmem vfio status` names it)"
                 ) from None
+            raise errno_error(error.errno or errno.EIO, text) from None
+        try:
+            uapi.attach_ioas(fd.fileno(), self._ioas)
+            _, self._ranges = uapi.ioas_ranges(self._fd.fileno(), self._ioas)
+        except OSError as error:
+            fd.close()
             raise errno_error(error.errno or errno.EIO, text) from None
         return fd, name
 

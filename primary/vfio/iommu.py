@@ -54,7 +54,7 @@ class DmaMap:
 
 
 class Iommu(Protocol):
-    """A container or an address space, open. Threads: any one at a time."""
+    """A container or an address space, open. Threads: one at a time."""
 
     kind: IommuKind
 

@@ -7,8 +7,9 @@ the `yield`. So an operation reads as if it blocked, and nobody else waits for i
         yield function.reset
         ...
 
-Laws: an operation begins when the one before it has ended; it does not raise, but answers who asked by what it was given.
-Threads: the loop's; a step touches only what the loop leaves alone meanwhile. Blocks: `stop()`, until all is done.
+Laws: an operation begins when the one before it has ended; it does not raise, but answers who asked by what it was given; what it raises all the same is
+the loop's to report, and the next one begins. A step touches only what the loop leaves alone meanwhile.
+Threads: the loop's. Blocks: `stop()`, until all is done; a step, where no thread can be had.
 """
 
 from __future__ import annotations
@@ -37,8 +38,11 @@ class Steps:
         self._waiting: deque[Operation] = deque()
         self._running: Operation | None = None
         self._step: Future[None] | None = None
-        self.is_over = False
-        """`stop()` was called: an operation has nobody to serve any more. From then on all of it runs where it is called."""
+        self._is_over = False
+
+    def is_over(self) -> bool:
+        """Tell whether `stop()` was called: an operation has nobody to serve any more. From then on all of it runs where it is called."""
+        return self._is_over
 
     def add(self, operation: Operation) -> None:
         """Run an operation when those before it have ended."""
@@ -48,7 +52,7 @@ class Steps:
 
     def stop(self) -> None:
         """Run what there is to its end; again does nothing."""
-        self.is_over = True
+        self._is_over = True
         step, self._step = self._step, None
         if step is not None:
             self._advance(step)
@@ -68,16 +72,26 @@ class Steps:
                 continue
             except BaseException:
                 self._running = None
-                self._loop.call_soon_threadsafe(lambda: self._advance(None))
+                self._loop.call_soon_threadsafe(self._go_on)
                 raise
-            if not self.is_over:
-                self._submit(slow)
+            if self._begin(slow):
                 return
             done = _call(slow)
 
-    def _submit(self, slow: Callable[[], None]) -> None:
-        step = self._step = self._thread.submit(slow)
+    def _go_on(self) -> None:
+        if self._running is None:
+            self._advance(None)
+
+    def _begin(self, slow: Callable[[], None]) -> bool:
+        """Have the thread do it, if there is one."""
+        if self._is_over:
+            return False
+        try:
+            step = self._step = self._thread.submit(slow)
+        except RuntimeError:  # no thread can be started
+            return False
         step.add_done_callback(lambda _: self._loop.call_soon_threadsafe(lambda: self._on_done(step)))
+        return True
 
     def _on_done(self, step: Future[None]) -> None:
         if step is self._step:  # else stop() was here before

@@ -80,7 +80,7 @@ static void say(int err)
 
 static void ask_in_vain(void)
 {
-	struct dm_device device = { .fd = -1 };
+	struct dm_device device = { .fd = -1, .address = "" };
 	void *block = dm_malloc(memory, PAGE, PAGE);
 
 	say(dm_device_open(memory, "0000:ff:1f.7", &device));

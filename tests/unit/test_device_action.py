@@ -101,26 +101,34 @@ class FakeMaps:
     def __init__(self, *_: object) -> None:
         self.started: list[Iommu] = []
         self.n_stopped = 0
-        self.fails = False
+        self.fails = self.is_held = False
         self.user: dict[int, int] = {}
 
     def start(self, iommu: Iommu) -> Operation:
+        assert self.is_held
         yield lambda: None
         if self.fails:
             raise ConfigError("not all memory can be mapped")
         self.started.append(iommu)
+        self.go_on()
 
     def hold(self) -> None:
-        self.user.clear()
+        self.is_held = True
+
+    def go_on(self) -> None:
+        self.is_held = False
 
     def stop(self) -> None:
         self.n_stopped += 1
         self.user.clear()
+        self.is_held = False
 
     def user_map(self, _vaddr: int, iova: int, n_bytes: int) -> None:
+        assert not self.is_held
         self.user[iova] = n_bytes
 
     def user_unmap(self, iova: int, n_bytes: int) -> None:
+        assert not self.is_held
         if self.user.get(iova) != n_bytes:
             raise ResourceError(errno.ENOENT, "no such map")
         del self.user[iova]
@@ -290,6 +298,56 @@ def test_while_the_kernel_takes_its_time_others_are_served_and_what_follows_wait
     assert len(FakeContainer.made) == 2
 
 
+def test_who_dies_while_its_device_is_closed_is_reaped_after_that(world: World) -> None:
+    assert world.open(5, ONE)[0] == 0
+    function = cast("FakeFunction", world.functions.all[0])
+    FakeContainer.goes_on.clear()
+    opening = world.begin(6, DeviceQuestion(DeviceOp.OPEN, TWO))
+    closing = world.begin(5, DeviceQuestion(DeviceOp.CLOSE, ONE))
+    ended: list[bool] = []
+    world.action.dying(5, lambda: ended.append(function.is_closed))
+    world.loop.turn(0.05)
+    assert not ended
+    FakeContainer.goes_on.set()
+    world.turn_until(lambda: ended)
+    assert ended == [True]
+    assert (opening[0][0], closing[0][0]) == (0, 0)
+
+
+def test_user_maps_wait_while_a_device_is_opened_and_are_gone_with_the_last_one(world: World) -> None:
+    assert world.open(5, ONE)[0] == 0
+    FakeContainer.goes_on.clear()
+    opening = world.begin(5, DeviceQuestion(DeviceOp.OPEN, TWO))
+    mapping = world.begin(6, DeviceQuestion(DeviceOp.DMA_MAP, "", 1 << 32, 1 << 20, 8192))
+    assert not mapping
+    FakeContainer.goes_on.set()
+    world.turn_until(lambda: mapping)
+    assert (opening[0][0], mapping[0][0]) == (0, 0)
+    world.die(5)
+    assert has_ended(0)
+    assert world.open(5, ONE)[0] == 0
+    world.maps.user[1 << 20] = 8192  # somebody else's, in the next container
+    world.die(6)
+    assert world.maps.user == {1 << 20: 8192}
+
+
+def test_without_descriptors_a_device_is_refused_and_nothing_is_left(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> int:
+        raise OSError(errno.EMFILE, "too many")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd", none)
+        assert world.open(5)[0] == errno.EMFILE
+    with monkeypatch.context() as patch:
+        patch.setattr(world.loop, "add", none)
+        assert world.open(5)[0] == errno.EMFILE
+    assert world.functions.all == []
+    assert all(one.is_closed for one in FakeContainer.made)
+    assert world.open(5)[0] == 0
+
+
 def test_the_primary_ends_while_a_device_is_opened(world: World) -> None:
     FakeContainer.goes_on.clear()
     answers = world.begin(5, DeviceQuestion(DeviceOp.OPEN, ONE))
@@ -299,7 +357,7 @@ def test_the_primary_ends_while_a_device_is_opened(world: World) -> None:
     world.functions.stop()
     assert [answers[0][0], late[0][0]] == [errno.ESHUTDOWN] * 2
     assert world.functions.all == []
-    assert all(one.is_closed for one in FakeContainer.made)
+    assert [one.is_closed for one in FakeContainer.made] == [True], "the second was not begun with"
 
 
 def test_what_a_session_has_goes_on_when_the_primary_ends_and_all_else_is_stopped(world: World) -> None:

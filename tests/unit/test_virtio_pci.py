@@ -677,3 +677,16 @@ def test_nothing_is_let_go_before_the_device_is_closed(world: World) -> None:
     world.functions.closing.pop()()
     assert ended == [1]
     world.close()
+
+
+def test_buffers_stay_with_a_device_until_it_is_closed(world: World) -> None:
+    world.start()
+    assert world.take(0) == ""
+    world.functions.closes_later = True
+    world.functions.give_back()
+    assert not world.release(0), "a reset may have failed: the end of bus mastering is what counts"
+    freed = world.tables.holder[0]
+    assert freed == 7
+    world.functions.closing.pop()()
+    assert world.tables.holder[0] == 0
+    world.close()
