@@ -9,6 +9,7 @@
 #   make fuzz-heap fuzz-vhost   libFuzzer on the heap, and on virtqueues of hostile drivers, with clang
 #   make dist-check  sdist -> wheel -> import from a clean environment, of the last commit
 #   make vm-test     the tests of tests/vm, in virtual machines (docs/testing.md); before it, once: make vm-tools vm-kernel, as root
+#   make vm-again    of these, a few that failed last
 #   make soak bench  minutes of random operations; figures as JSON
 # PYTHON=… chooses the interpreter, PYTEST_ARGS=… narrows the tests.
 SHELL := /bin/bash
@@ -25,7 +26,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 RUN := MESONPY_EDITABLE_SKIP=$(CURDIR)/build/editable PYTHONPATH=$(CURDIR)/build/farm
 
 .PHONY: venv tools build demo test test-again lint format typecheck native-test unit fuzz multiprocess fault interop asan tsan model dist-check \
-  fuzz-heap fuzz-vhost storm vm-tools vm-kernel vm-test soak bench clean
+  fuzz-heap fuzz-vhost storm vm-tools vm-kernel vm-test vm-again soak bench clean
 
 venv: .venv/.installed
 
@@ -128,6 +129,9 @@ vm-kernel:
 
 vm-test: build
 	tests/vm/test $(PYTEST_ARGS)
+
+vm-again: build
+	tests/vm/test --again $(PYTEST_ARGS)
 
 soak: build
 	$(RUN) $(BIN)/pytest tests -m soak --timeout=1800 $(PYTEST_ARGS)

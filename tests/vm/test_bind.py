@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
 from harness import Crew, run_cli, start_primary
-from lab_pci import EDU, NICS, bind
+from lab_pci import EDU, EDU_BYTES, NICS, bind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +64,34 @@ def test_a_device_goes_to_vfio_and_back() -> None:
     assert done.returncode == 0, done.stderr
     assert status(NICS[0])["driver"] == "virtio-pci"
     assert status(EDU)["driver"] is None
+
+
+@pytest.mark.machine("vtd")
+def test_an_ordinary_user_has_what_was_given_to_him(runtime_dir: Path, session_dir: Path) -> None:
+    """His primary opens the device, maps memory for it as far as he may pin it, and his program drives it."""
+    user = (
+        "setpriv",
+        "--reuid=1234",
+        "--regid=1234",
+        "--clear-groups",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+    )
+    for folder in Path(sys.executable).resolve().parents:
+        folder.chmod(folder.stat().st_mode | 0o111)
+    session_dir.chmod(0o711)
+    os.chown(runtime_dir, 1234, 1234)
+    assert run_cli("vfio", "bind", "--user=1234", EDU).returncode == 0
+    primary = start_primary("--no-huge", "-m", "8", wrapper=("prlimit", f"--memlock={32 << 20}", *user))
+    with primary, Crew(user) as crew:
+        (one,) = crew.attach(1)
+        vaddr = one.malloc(1 << 20)
+        one.run(f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import lab_pci")
+        one.run(f"d = m.device_open({EDU!r}); e = lab_pci.Edu(d)")
+        one.fill(vaddr, EDU_BYTES, 0x5A)
+        one.run(f"e.pull({vaddr}); e.push({vaddr + 65536})")
+        assert one.holds(vaddr + 65536, EDU_BYTES, 0x5A)
+        one.run("e.close(); d.close()")
 
 
 @pytest.mark.machine("vtd")
