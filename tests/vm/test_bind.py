@@ -82,8 +82,12 @@ def test_an_ordinary_user_has_what_was_given_to_him(runtime_dir: Path, session_d
     session_dir.chmod(0o711)
     os.chown(runtime_dir, 1234, 1234)
     assert run_cli("vfio", "bind", "--user=1234", EDU).returncode == 0
-    primary = start_primary("--no-huge", "-m", "8", wrapper=("prlimit", f"--memlock={32 << 20}", *user))
-    with primary, Crew(user) as crew:
+    umask = os.umask(0)  # he tells of his start by a socket of ours
+    with (
+        start_primary("--no-huge", "-m", "8", wrapper=("prlimit", f"--memlock={32 << 20}", *user)),
+        Crew(user) as crew,
+    ):
+        os.umask(umask)
         (one,) = crew.attach(1)
         vaddr = one.malloc(1 << 20)
         one.run(f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import lab_pci")
