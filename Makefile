@@ -121,7 +121,7 @@ storm: venv
 	DM_STORM_KILLS=$(STORM_KILLS) build/storm/tests/c/test_storm caches
 
 vm-tools:
-	command -v qemu-system-x86_64 >/dev/null && test -e /usr/src/linux-source-6.12.tar.xz || { apt-get -qq update && \
+	type qemu-system-x86_64 flex bison bc >/dev/null 2>&1 && test -e /usr/src/linux-source-6.12.tar.xz -a -e /usr/include/libelf.h || { apt-get -qq update && \
 	  apt-get -qq install -y --no-install-recommends qemu-system-x86 iproute2 linux-source-6.12 flex bison bc build-essential libelf-dev xz-utils; }
 
 vm-kernel:

@@ -10,7 +10,7 @@ before they are asked for, which the others' are not.
     python benchmarks/map_growth.py --attached 0,8 --samples 30 --json growth.json
 
 `--device SIDE=ADDRESS` has a side open a PCI device that is bound to vfio-pci, so that each page is mapped for DMA when it comes and unmapped when it
-goes; in a virtual machine (docs/testing.md):
+goes; in a virtual machine (docs/testing.md), with .venv/bin on PATH:
 
     tests/vm/machine vtd -- bash -c 'dpdkmem vfio bind 41:00.0 81:00.0 && python benchmarks/map_growth.py --device dpdk=41:00.0 --device dpdkmem=81:00.0'
 """

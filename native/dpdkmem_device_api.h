@@ -20,9 +20,10 @@ struct dm_device {
  * mapped for it; -ENOTSUP no VFIO; and as dm_mp_request_sync(). */
 int dm_device_open(struct dm_memory *m, const char *address, struct dm_device *out);
 /* Gives it back, and closes the descriptor in any case. Unmap its regions before. 0 also where the primary is gone, or it was closed; else as
- * dm_mp_request_sync(): call it again, or the session's end gives it back. */
+ * dm_mp_request_sync(): call it again, before you open it anew, or the session's end gives it back. */
 int dm_device_close(struct dm_memory *m, struct dm_device *device);
-/* Present memory, which has its own IOVA already, at one more, for all devices; it does not leave until that is undone. All three are multiples of 4096.
+/* Present memory, which has its own IOVA already, at one more, for all devices; it does not leave until that is undone, or goes with the primary's last device.
+ * All three are multiples of 4096.
  * -EINVAL; -ENODEV no device is open, or no IOMMU; -ENOENT not all of it is there; -EEXIST the IOVA is taken; -EPERM; -ENOSPC, -ENOMEM. */
 int dm_dma_map(struct dm_memory *m, const void *addr, uint64_t iova, uint64_t bytes);
 /* As a whole. -ENOENT: this process has no such map. */

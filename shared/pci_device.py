@@ -33,13 +33,14 @@ _TIMEOUT_MS: Final = 60_000  # the first device waits until all memory is pinned
 class Device:
     """A device; a context manager that closes it. Threads: any."""
 
-    __slots__ = ("_ask", "_fd", "address", "n_vectors", "regions")
+    __slots__ = ("_ask", "_fd", "_is_given_back", "address", "n_vectors", "regions")
 
     def __init__(
         self, ask: Callable[[DeviceQuestion], MpReceived], address: str, fd: Fd, answer: DeviceAnswer
     ) -> None:
         self._ask = ask
         self._fd = fd
+        self._is_given_back = False
         self.address = address
         """As 0000:01:00.0."""
         self.n_vectors = answer.n_vectors
@@ -95,15 +96,20 @@ class Device:
         """Give it back: its DMA is stopped, and it is reset. Again does nothing.
 
         Raises:
-            ResourceError: as `mp_request_sync`; it is closed here all the same.
+            ResourceError: as `mp_request_sync`; it is closed here all the same, and given back by another call, before this process opens it
+                anew, or at the process' end.
         """
-        if self._fd.is_closed:
+        if self._is_given_back:
             return
         self._fd.close()
         try:
             self._ask(DeviceQuestion(DeviceOp.CLOSE, self.address)).fds.close()
-        except PeerGone:  # the primary has gone, and with this descriptor the device is the kernel's again
-            return
+        except PeerGone:
+            pass  # with this descriptor the device is the kernel's again
+        except ResourceError as error:
+            if error.errno != errno.ENOENT:  # the host took it back, or an earlier call was answered too late
+                raise
+        self._is_given_back = True
 
     def __enter__(self) -> Self:
         return self
@@ -151,7 +157,9 @@ class DeviceUser(MpUser):
             return Device(self._ask_device, name, fd, answer)
 
     def dma_map(self, vaddr: int, iova: int, n_bytes: int) -> None:
-        """Map memory, which is at its own IOVA already, at one more for all devices; it stays until `dma_unmap`.
+        """Map memory, which is at its own IOVA already, at one more for all devices.
+
+        It stays until `dma_unmap`, and goes with the primary's last device.
 
         Args:
             vaddr: of present memory of ours, or of shared external memory.

@@ -294,8 +294,6 @@ class Broker:
 
         def started(transport: Transport | None, error: BaseException | None) -> None:
             nonlocal has_started
-            if has_started:  # what answering those who wait raised is not the start's failure
-                return
             has_started = True
             if error is None and transport is not None:
                 port.transport = transport
@@ -310,6 +308,8 @@ class Broker:
             transport = made.open(record, port)
             transport.start(lambda error: started(transport, error))
         except (DpdkmemError, OSError) as failure:
+            if has_started:  # it is of answering those who waited
+                raise
             started(None, failure)
 
     def _is_started(self, port: _Port, error: BaseException | None) -> None:

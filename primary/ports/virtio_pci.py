@@ -237,7 +237,7 @@ class PciPort:
     # ---- the map ----
 
     def map(self, ranges: Sequence[FileRange], done: Callable[[DpdkmemError | None], None]) -> None:
-        """Memory comes; the container has it already, or has refused the growth."""
+        """Memory comes, which nobody has before the container has it too."""
         self._present = sorted([*self._present, *ranges])
         self._cover()
         done(None)

@@ -80,17 +80,18 @@ class DeviceAction:
 
     def dying(self, owner_id: int, then: Callable[[], None]) -> None:
         """A session has ended, and its process has died or said goodbye: stop what it drove; `then` is called when it is stopped."""
-        hand = self._hands.pop(owner_id, None)
+        hand = self._hands.get(owner_id)
         if hand is None:
             then()
             return
         for function in hand.functions.values():
             self._functions.close(function)
-        self._functions.call(lambda: self._unmap_all(hand), lambda _: then())
+        self._functions.call(lambda: self._unmap_all(owner_id, hand), lambda _: then())
 
-    def _unmap_all(self, hand: _Hand) -> None:
+    def _unmap_all(self, owner_id: int, hand: _Hand) -> None:
+        del self._hands[owner_id]  # not before: the end of the container forgets its maps
         for iova, n_bytes in hand.maps.items():
-            with contextlib.suppress(ResourceError):  # gone with the last device
+            with contextlib.suppress(ResourceError):  # the kernel keeps it: see the log
                 self._functions.maps.user_unmap(iova, n_bytes)
 
     def _serve(self, who: Process, question: DeviceQuestion, reply: Reply) -> None:

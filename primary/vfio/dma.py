@@ -98,7 +98,7 @@ class DmaMaps:
                 "with --iova-mode=pa"
             )
         self._iommu = iommu
-        self.hold()
+        self.hold()  # before there is anything to come or go
         entries: list[_Entry] = []
         try:
             present = self._devices.join(self)
@@ -122,7 +122,10 @@ class DmaMaps:
         """Do what waits."""
         later, self._later = self._later, None
         for event in later or ():
-            event()
+            try:
+                event()
+            except Exception:  # noqa: BLE001 - one event is not the others' end
+                _LOG.exception("memory that waited for the container was not mapped, or not unmapped")
 
     @property
     def is_held(self) -> bool:

@@ -30,6 +30,7 @@ from dpdkmem.shared.errors import (
     ConfigError,
     DeviceBusy,
     DpdkmemError,
+    InternalError,
     NotPermitted,
     ResourceError,
     errno_error,
@@ -201,14 +202,19 @@ class Functions:
         try:
             self._loop.add(request_fd, READABLE, lambda _: self._on_request(held))
         except OSError as error:
-            yield from self._closed(function)
-            done(_told(error, address))
+            failure = _told(error, address)
+            try:
+                yield from self._closed(function)
+            finally:
+                done(failure)
             return
         function.on_request(request_fd)
         _LOG.info("%s (group %s) is open for %s", function.address, function.group, who)
         if self._steps.is_over():
-            yield from self._closed(function)
-            done(_ending())
+            try:
+                yield from self._closed(function)
+            finally:
+                done(_ending())
         else:
             done(function)
 
@@ -260,7 +266,7 @@ class Functions:
         self._loop.remove(held.request_fd)
         is_last = len(self._held) == 1
         if is_last:
-            self._iommu = None
+            self._iommu = self._n_available = None
         self.maps.hold()
         try:
             yield lambda: _end(iommu, function, is_last=is_last)
@@ -325,12 +331,14 @@ class Functions:
 
 
 def _call(what: Callable[[], None], done: Callable[[DpdkmemError | None], None]) -> Operation:
+    failure: DpdkmemError | None = InternalError("it was not done: see the log")
     try:
         what()
+        failure = None
     except DpdkmemError as error:
-        done(error)
-    else:
-        done(None)
+        failure = error
+    finally:
+        done(failure)
     yield from ()
 
 

@@ -7,13 +7,14 @@ the `yield`. So an operation reads as if it blocked, and nobody else waits for i
         yield function.reset
         ...
 
-Laws: an operation begins when the one before it has ended; it does not raise, but answers who asked by what it was given; what it raises all the same is
-the loop's to report, and the next one begins. A step touches only what the loop leaves alone meanwhile.
+Laws: an operation begins when the one before it has ended; it does not raise, but answers who asked by what it was given; what it raises all the same goes to
+the log, and the next one begins. A step runs once, and touches only what the loop leaves alone meanwhile, which who writes the operation sees to.
 Threads: the loop's. Blocks: `stop()`, until all is done; a step, where no thread can be had.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from dpdkmem.primary.loop import Loop
 
+_LOG = logging.getLogger(__name__)
 Operation: TypeAlias = Generator[Callable[[], None], None, None]
 
 
@@ -34,7 +36,7 @@ class Steps:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dm-vfio")
+        self._thread = _executor()
         self._waiting: deque[Operation] = deque()
         self._running: Operation | None = None
         self._step: Future[None] | None = None
@@ -70,17 +72,13 @@ class Steps:
             except StopIteration:
                 self._running = done = None
                 continue
-            except BaseException:
-                self._running = None
-                self._loop.call_soon_threadsafe(self._go_on)
-                raise
+            except Exception:  # noqa: BLE001 - a bug in one is not the end of all
+                _LOG.exception("an operation on devices failed")
+                self._running = done = None
+                continue
             if self._begin(slow):
                 return
             done = _call(slow)
-
-    def _go_on(self) -> None:
-        if self._running is None:
-            self._advance(None)
 
     def _begin(self, slow: Callable[[], None]) -> bool:
         """Have the thread do it, if there is one."""
@@ -88,7 +86,11 @@ class Steps:
             return False
         try:
             step = self._step = self._thread.submit(slow)
-        except RuntimeError:  # no thread can be started
+        except (
+            RuntimeError
+        ):  # no thread can be started; what was handed in stays in there, to be done by a later one
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread = _executor()
             return False
         step.add_done_callback(lambda _: self._loop.call_soon_threadsafe(lambda: self._on_done(step)))
         return True
@@ -97,6 +99,10 @@ class Steps:
         if step is self._step:  # else stop() was here before
             self._step = None
             self._advance(step)
+
+
+def _executor() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="dm-vfio")
 
 
 def _resume(operation: Operation, done: Future[None] | None) -> Callable[[], None]:

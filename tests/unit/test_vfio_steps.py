@@ -80,22 +80,21 @@ def test_what_one_asks_for_inside_comes_after_it(world: World) -> None:
     assert world.log == ["outer", "outer ends", "inner begins", "inner ends"]
 
 
-def test_one_that_raises_is_reported_and_in_nobody_s_way(world: World) -> None:
-    """Also where the next one begins before the loop comes round."""
-
+@pytest.mark.parametrize("is_over", [False, True])
+def test_one_that_raises_is_reported_and_in_nobody_s_way(
+    world: World, caplog: pytest.LogCaptureFixture, is_over: bool
+) -> None:
     def faulty() -> Operation:
         yield lambda: None
         raise ValueError("a bug")
 
+    if is_over:
+        world.steps.stop()
     world.steps.add(faulty())
-    while not world.errors:
-        world.loop.turn(1)
-    world.steps.add(world.operation("a", world.wait))
-    world.loop.turn(0.05)
-    assert world.log == ["a begins"], "its step is not over"
-    world.gate.set()
+    world.steps.add(world.operation("a", fail))
     world.turn_until("a ends")
-    assert [str(error) for error in world.errors] == ["a bug"]
+    assert "a bug" in caplog.text
+    assert not world.errors
 
 
 def test_stop_ends_what_runs_and_what_waits_here(world: World) -> None:
@@ -115,6 +114,13 @@ def test_where_no_thread_can_be_had_steps_run_here(world: World, monkeypatch: py
     def none(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", none)
-    world.steps.add(world.operation("a", fail))
-    assert world.log == ["a begins", "a got broken", "a ends"]
+    def slow() -> None:
+        world.log.append("a step")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none)
+        world.steps.add(world.operation("a", slow))
+    assert world.log == ["a begins", "a step", "a ends"]
+    world.steps.add(world.operation("b", lambda: None))
+    world.turn_until("b ends")
+    assert world.log.count("a step") == 1, "the thread that there is now does not do it again"

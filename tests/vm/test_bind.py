@@ -78,7 +78,8 @@ def test_an_ordinary_user_has_what_was_given_to_him(runtime_dir: Path, session_d
         "--bounding-set=-all",
     )
     for folder in Path(sys.executable).resolve().parents:
-        folder.chmod(folder.stat().st_mode | 0o111)
+        if not folder.is_relative_to(Path.cwd()):  # which is the host's own
+            folder.chmod(folder.stat().st_mode | 0o111)
     session_dir.chmod(0o711)
     os.chown(runtime_dir, 1234, 1234)
     assert run_cli("vfio", "bind", "--user=1234", EDU).returncode == 0
