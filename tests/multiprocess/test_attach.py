@@ -473,7 +473,7 @@ def test_another_user_that_is_admitted_works(crew: Crew, runtime_dir: Path, form
         assert NOBODY in {row["uid"] for row in primary.sessions()}
         before = file_bytes(primary)
         assert one.run(f"in_secondary.read_into({hole(primary)})") == "EFAULT"
-        assert file_bytes(primary) == before
+        assert file_bytes(primary) <= before, "what was freed may have left meanwhile; nothing has come"
 
 
 def test_a_secondary_without_a_guard_follows_by_rounds_and_is_listed_so(crew: Crew) -> None:
