@@ -7,7 +7,7 @@
  *     (start)     {"ready_ns": T, "call_ns": D, "pages": P}   T on CLOCK_MONOTONIC; D the time of rte_eal_init()
  *     grow N      {"ns": D, "pages": P}                       D the time of the one rte_malloc_socket() call
  *     shrink      {"ns": D, "pages": P}                       D the time of the one rte_free() of the latest growth
- *     device A    {"pages": P}                            A, a PCI device that is bound to vfio-pci, opened until the end
+ *     device A    {"pages": P}                                A, a PCI device that is bound to vfio-pci, opened until the end
  *     exit, EOF   (ends with rte_eal_cleanup())
  *     failure     {"error": "text"}
  *

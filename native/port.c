@@ -19,7 +19,8 @@
 #include "port.h"
 #include "zone.h"
 
-enum { OPEN_MS = 60000 /* of virtio_pci: until all memory is pinned, and other devices are open; others answer or fail at once */, CLOSE_MS = 5000, DEFAULT_DESC = 256, MAX_DESC = 32768 };
+enum { OPEN_MS = 60000 }; /* of virtio_pci: until all memory is pinned, and other devices are open; others answer or fail at once */
+enum { CLOSE_MS = 5000, DEFAULT_DESC = 256, MAX_DESC = 32768 };
 enum { MAKE_TRIES = 1000 /* to join or make a port that others make and end meanwhile */, REAP_NS = 1000000000, LOOK_AGAIN_NS = 1000000 }; /* how long a death may take to be proved */
 
 /* One line per transport. */

@@ -1,9 +1,7 @@
 /* port_broker.c - what a worker asks the primary about ports whose sockets the primary owns: the bytes of question and answer (port.h). What the primary
  * did for a worker that died ends with its session. */
-#include <unistd.h>
-
 #include "ask.h"
-#include "port.h"
+#include "port_ask.h"
 
 enum { HEAP_MS = 20000 };
 
@@ -17,8 +15,7 @@ int dm_port_ask(struct dm_memory *m, const struct dm_port_request *request, int 
 	int err = dm_ask_primary(m, &ask);
 
 	if (err == 0 && ask.answer_bytes != sizeof(*answer)) {
-		for (uint32_t i = 0; i < ask.n_fds; i++)
-			close(fds[i]);
+		dm_port_close_fds(fds, ask.n_fds);
 		ask.n_fds = 0;
 		err = dm_fail(m, -EPROTO, "the primary answered about a port with %u bytes, not %zu: it is of another version", ask.answer_bytes, sizeof(*answer));
 	}

@@ -55,9 +55,9 @@ class Backend:
 
     def limits(self) -> Sequence[LimitRecord]:
         """Return everything that can end the growth of the map."""
-        iommu, maps = self._primary.functions.iommu, self._primary.functions.maps
-        is_limited = iommu is not None and self._primary.functions.n_available is not None
-        return host_limits(dma_entries_used=maps.n_maps if is_limited else None)
+        functions = self._primary.functions
+        is_limited = functions.n_available is not None
+        return host_limits(dma_entries_used=functions.maps.n_maps if is_limited else None)
 
     def memory_limits(self) -> MemoryLimits:
         """Return the floors, the ceilings and what is used, and who must be asked."""

@@ -162,11 +162,8 @@ class Worker:
                 self._is_orphaned = True
                 with contextlib.suppress(Closed):  # the loop has just ended
                     self._cut_off = {one.port.name for one in self._queues if not one.outlives_primary}
-                more = (
-                    f"; nothing more comes through {', '.join(sorted(self._cut_off))}"
-                    if self._cut_off
-                    else ""
-                )
+                ends = ", ".join(sorted(self._cut_off))
+                more = f"; nothing more comes through {ends}" if ends else ""
                 screen.note(f"dpdkmem worker: the primary is gone; the loop goes on with what is there{more}")
             return
         self._error = LifetimeError(f"this worker's session ended: {self._memory.state_text}")

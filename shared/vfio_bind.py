@@ -36,6 +36,7 @@ from dpdkmem.shared.vfio_host import (
     holders_of,
     nodes_of,
     noiommu_switch,
+    openers,
     read_host,
     routes_of,
 )
@@ -204,7 +205,7 @@ class Binder:
         self._write(switch, "Y")
 
     def _refuse_holders(self, device: PciDevice) -> None:
-        holders = holders_of(device, self.roots)
+        holders = holders_of(device, openers(self.roots), self.roots)
         sure = [one for one in holders if one["is_certain"]]
         if sure or (holders and any(map(_is_busy, nodes_of(device, self.roots)))):
             who = (", " if sure else " or ").join(

@@ -135,22 +135,47 @@ def nodes_of(device: PciDevice, roots: Roots) -> list[Path]:
     return [path for name in names if (path := roots.dev / "vfio" / name).exists()]
 
 
-def holders_of(device: PciDevice, roots: Roots) -> list[HolderFields]:
-    """Return the processes that have a device open, or perhaps have, as far as this user may see."""
-    nodes = {str(node) for node in nodes_of(device, roots)}
-    found: list[HolderFields] = []
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """A process, and what it has open.
+
+    Attributes:
+        pid: of it.
+        command: its name.
+        links: paths of its descriptors.
+        handed: addresses of VFIO devices that somebody handed to it; "": the kernel does not say which.
+    """
+
+    pid: int
+    command: str
+    links: frozenset[str]
+    handed: frozenset[str]
+
+
+def openers(roots: Roots) -> list[Opener]:
+    """Return all processes, as far as this user may see what they have open."""
+    found = []
     for process in children(roots.proc):
         if not process.name.isdecimal():
             continue
-        links = [(_link(fd), fd.name) for fd in children(process / "fd")]
-        handed = {
-            _handed_name(process, fd) for link, fd in links if link == _HANDED and device.driver == DRIVER
-        }
-        is_certain = str(device.address) in handed or any(link in nodes for link, _ in links)
+        links = {fd.name: _link(fd) for fd in children(process / "fd")}
+        handed = frozenset(_handed_name(process, fd) for fd, link in links.items() if link == _HANDED)
+        command = text_of(process / "comm")
+        found.append(Opener(int(process.name), command, frozenset(links.values()), handed))
+    return sorted(found, key=lambda one: one.pid)
+
+
+def holders_of(device: PciDevice, processes: Sequence[Opener], roots: Roots) -> list[HolderFields]:
+    """Return the processes that have a device open, or perhaps have."""
+    nodes = {str(node) for node in nodes_of(device, roots)}
+    address = str(device.address)
+    found: list[HolderFields] = []
+    for one in processes:
+        handed = one.handed if device.driver == DRIVER else frozenset[str]()
+        is_certain = address in handed or bool(nodes & one.links)
         if is_certain or "" in handed:
-            command = text_of(process / "comm")
-            found.append({"pid": int(process.name), "command": command, "is_certain": is_certain})
-    return sorted(found, key=lambda one: one["pid"])
+            found.append({"pid": one.pid, "command": one.command, "is_certain": is_certain})
+    return found
 
 
 def routes_of(interface: str, roots: Roots) -> list[str]:
@@ -192,12 +217,13 @@ def vfio_report(addresses: Sequence[PciAddress], roots: Roots, *, everything: bo
             for one in all_devices(roots.sys)
             if everything or one.class_id >> 16 == NETWORK or DRIVER in (one.driver, one.driver_override)
         ]
+    processes = openers(roots)
     return {
         "schema": 1,
         "report": "vfio",
         "taken_ns": time.time_ns(),
         "host": read_host(roots),
-        "devices": [_fields(one, roots) for one in devices],
+        "devices": [_fields(one, processes, roots) for one in devices],
     }
 
 
@@ -261,7 +287,7 @@ def _host_lines(host: HostFields, style: Style) -> list[str]:
     return lines
 
 
-def _fields(device: PciDevice, roots: Roots) -> DeviceFields:
+def _fields(device: PciDevice, processes: Sequence[Opener], roots: Roots) -> DeviceFields:
     nodes = nodes_of(device, roots)
     stats = [(node, node.stat()) for node in nodes]
     return {
@@ -282,7 +308,7 @@ def _fields(device: PciDevice, roots: Roots) -> DeviceFields:
             {"path": str(node), "mode": stat.st_mode & 0o7777, "uid": stat.st_uid, "gid": stat.st_gid}
             for node, stat in stats
         ],
-        "holders": holders_of(device, roots),
+        "holders": holders_of(device, processes, roots),
     }
 
 

@@ -356,9 +356,8 @@ class Broker:
 
     def _free_when_idle(self, port: _Port) -> None:
         """The device has let go of all; queues that were stopping are free by that."""
-        if (
-            port.transport is None or self._ports.get(port.name) is not port
-        ):  # the broker was closed meanwhile
+        is_ours = self._ports.get(port.name) is port  # else the broker was closed meanwhile
+        if port.transport is None or not is_ours:
             return
         record = port.transport.record
         self._loop.remove(port.wake_fd)

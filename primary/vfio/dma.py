@@ -77,9 +77,8 @@ class DmaMaps:
         self._own: dict[int, _Entry] = {}  # by vaddr
         self._user: dict[int, _Entry] = {}  # by IOVA
         self._starts: list[int] = []  # sorted keys of _own
-        self._later: list[Callable[[], None]] | None = (
-            None  # what came or went while the container is another thread's
-        )
+        self._later: list[Callable[[], None]] | None = None
+        """What came or went while the container is another thread's."""
 
     def __str__(self) -> str:
         return "the VFIO container"

@@ -203,18 +203,12 @@ class Functions:
             self._loop.add(request_fd, READABLE, lambda _: self._on_request(held))
         except OSError as error:
             failure = _told(error, address)
-            try:
-                yield from self._closed(function)
-            finally:
-                done(failure)
+            yield from self._close(function, lambda: done(failure))
             return
         function.on_request(request_fd)
         _LOG.info("%s (group %s) is open for %s", function.address, function.group, who)
         if self._steps.is_over():
-            try:
-                yield from self._closed(function)
-            finally:
-                done(_ending())
+            yield from self._close(function, lambda: done(_ending()))
         else:
             done(function)
 

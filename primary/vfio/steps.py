@@ -86,9 +86,8 @@ class Steps:
             return False
         try:
             step = self._step = self._thread.submit(slow)
-        except (
-            RuntimeError
-        ):  # no thread can be started; what was handed in stays in there, to be done by a later one
+        except RuntimeError:
+            # No thread can be started; what was handed in stays in there, to be done by a later one.
             self._thread.shutdown(wait=False, cancel_futures=True)
             self._thread = _executor()
             return False
